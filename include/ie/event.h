@@ -62,6 +62,8 @@ typedef struct ie_event {
     int64_t          not_before_ms; /* UTC; 0: at once */
     int64_t          expires_at_ms; /* UTC; 0: never; not sent once this has passed */
     int64_t          position;      /* set by the library when read from a log; else 0 */
+    const char      *dedupe_key;    /* ie_publish() only: refused with IE_EEXIST while an event with
+                                     * the same dedupe key is still in the log; never sent */
 } ie_event;
 
 #define IE_EVENT_INIT {.size = sizeof(ie_event)}
