@@ -14,8 +14,7 @@ ie_report(ie_publisher_env *env, uint64_t ticket, ie_verdict verdict, const char
 }
 
 void
-ie_report_retry_after(ie_publisher_env *env, uint64_t ticket, const char *reason,
-                      uint32_t delay_ms)
+ie_report_retry_after(ie_publisher_env *env, uint64_t ticket, const char *reason, uint32_t delay_ms)
 {
     env->report(env->user, ticket, IE_RETRY, reason, delay_ms);
 }
