@@ -15,6 +15,7 @@
 #include <ie/migrate.h>
 #include <ie/outbox.h>
 #include <ie/publisher.h>
+#include <ie/publisher_env.h>
 #include <ie/worker.h>
 
 #endif

@@ -6,7 +6,7 @@
 #ifndef IE_PUBLISHER_ENV_H
 #define IE_PUBLISHER_ENV_H
 
-#include <ie/publisher.h>
+#include <ie/publisher_env.h>
 
 struct ie_publisher_env {
     /*
@@ -14,11 +14,10 @@ struct ie_publisher_env {
      * the publisher asked for a later retry. Called from any thread, also for tickets that the
      * host never gave out: it counts those and ignores them.
      */
-    void (*report)(void *user, uint64_t ticket, ie_verdict verdict, const char *reason,
-                   uint32_t delay_ms);
-    void       *user;
-    ie_logger   logger;
-    const char *name; /* the module in log lines, for example the destination's name */
+    ie_report_fn report;
+    void        *user;
+    ie_logger    logger;
+    const char  *name; /* the module in log lines, for example the destination's name */
 };
 
 #endif
