@@ -1,12 +1,13 @@
 /* Time, randomness and fork detection: what the outside world decides for us. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "core.h"
 
@@ -113,6 +114,7 @@ ie__fork_generation(void)
 
 static pthread_mutex_t  seed_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic uint64_t seed_state; /* 0: the kernel's randomness */
+static atomic_uint      random_generation;
 
 static uint64_t
 splitmix64(uint64_t *state)
@@ -128,6 +130,13 @@ void
 ie__random_seed(uint64_t seed)
 {
     atomic_store(&seed_state, seed);
+    atomic_fetch_add(&random_generation, 1);
+}
+
+unsigned
+ie__random_generation(void)
+{
+    return atomic_load_explicit(&random_generation, memory_order_relaxed);
 }
 
 static void
@@ -147,6 +156,51 @@ random_from_seed(unsigned char *out, size_t bytes)
     (void)pthread_mutex_unlock(&seed_lock);
 }
 
+static size_t
+random_from_device(unsigned char *out, size_t bytes)
+{
+    const int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    size_t    done = 0;
+
+    if (fd < 0)
+        return 0;
+    while (done < bytes) {
+        const ssize_t got = read(fd, out + done, bytes - done);
+
+        if (got > 0)
+            done += (size_t)got;
+        else if (got == 0 || errno != EINTR)
+            break;
+    }
+    (void)close(fd);
+    return done;
+}
+
+/*
+ * A system without getrandom(2) (a seccomp filter, say) and without /dev/urandom. Ids stay unique,
+ * which is what the library needs them for; only "nobody can guess" is lost, and a library does
+ * not end its host's process for that.
+ */
+static void
+random_from_clocks(unsigned char *out, size_t bytes)
+{
+    static _Atomic uint64_t calls;
+    uint64_t                state = atomic_fetch_add(&calls, 1) + 1;
+
+    state = splitmix64(&state) ^ (uint64_t)ie__mono_ns();
+    state = splitmix64(&state) ^ (uint64_t)ie__wall_ms(&ie__system_clock);
+    state = splitmix64(&state) ^ (uint64_t)getpid();
+    state = splitmix64(&state) ^ (uint64_t)(uintptr_t)&state ^ (uint64_t)(uintptr_t)&calls;
+    while (bytes > 0) {
+        const uint64_t word = splitmix64(&state);
+        const size_t   n = bytes < sizeof word ? bytes : sizeof word;
+
+        memcpy(out, &word, n);
+        out += n;
+        bytes -= n;
+    }
+}
+
 void
 ie__random(void *out, size_t bytes)
 {
@@ -157,15 +211,20 @@ ie__random(void *out, size_t bytes)
         return;
     }
     while (bytes > 0) {
-        const size_t  want = bytes < 256 ? bytes : 256; /* up to 256 is never cut short */
-        const ssize_t got = getrandom(at, want, 0);
+        const ssize_t got = getrandom(at, bytes, 0);
 
-        if (got > 0) {
-            at += got;
-            bytes -= (size_t)got;
-        } else if (errno != EINTR) {
-            abort(); /* no getrandom(2): a kernel older than 3.17, which we do not run on */
-        }
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        at += got;
+        bytes -= (size_t)got;
+    }
+    if (bytes > 0) {
+        const size_t got = random_from_device(at, bytes);
+
+        if (got < bytes)
+            random_from_clocks(at + got, bytes - got);
     }
 }
 
@@ -183,7 +242,7 @@ ie__random_below(uint64_t below)
         random_from_seed((unsigned char *)&word, sizeof word);
         return word % below;
     }
-    if (state == 0 || generation != ie__fork_generation()) {
+    if (state == 0 || generation != ie__fork_generation()) { /* a child must not repeat us */
         ie__random(&state, sizeof state);
         generation = ie__fork_generation();
     }

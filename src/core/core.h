@@ -37,12 +37,14 @@ int64_t ie__mono_ns(void);
 /* The kernel's boot id, "" where there is none; in a static buffer. Threads: any. */
 const char *ie__boot_id(void);
 
-/* Fill with random bytes that nobody can guess. Never fails (getrandom(2), 256 bytes at a time). */
+/* Fill with random bytes that nobody can guess (getrandom(2), else /dev/urandom). Never fails. */
 void ie__random(void *out, size_t bytes);
 /* Uniform in [0, below); below 0 gives 0. Not for secrets; cheap. Threads: any. */
 uint64_t ie__random_below(uint64_t below);
 /* Tests: make ie__random() deterministic from a seed; 0 returns to the kernel's. */
 void ie__random_seed(uint64_t seed);
+/* Grows with each ie__random_seed(), so that what was fetched ahead can be thrown away. */
+unsigned ie__random_generation(void);
 
 /* Grows by one in each fork()ed child, so that handles can tell that they were carried over. */
 unsigned ie__fork_generation(void);

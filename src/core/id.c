@@ -1,0 +1,94 @@
+/*
+ * UUIDv7 (RFC 9562, 5.7 and 6.2).
+ *
+ * 48 bits of milliseconds, then a counter of 16 bits (rand_a and the first four bits of rand_b),
+ * then 58 random bits. Milliseconds and counter together are one 64-bit number that only grows:
+ * a clock that goes back or a millisecond with more than 65,536 ids carries on from the last
+ * number, so ids ascend without a lock, and a child of fork() can never find a lock held.
+ */
+#include "id.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "core.h"
+
+#define POOL_WORDS 128 /* random words fetched at once: a system call per id would be half its cost */
+
+typedef struct id_pool {
+    uint64_t words[POOL_WORDS];
+    unsigned left;
+    unsigned fork_generation;
+    unsigned random_generation;
+} id_pool;
+
+static _Atomic uint64_t last_stamp;
+
+/* 64 random bits that this process, thread and fork has never handed out. */
+static uint64_t
+pool_take(void)
+{
+    static _Thread_local id_pool pool;
+    const unsigned               fork_now = ie__fork_generation();
+    const unsigned               random_now = ie__random_generation();
+
+    if (pool.left == 0 || pool.fork_generation != fork_now ||
+        pool.random_generation != random_now) {
+        ie__random(pool.words, sizeof pool.words);
+        pool.left = POOL_WORDS;
+        pool.fork_generation = fork_now;
+        pool.random_generation = random_now;
+    }
+    return pool.words[--pool.left];
+}
+
+static uint64_t
+next_stamp(uint64_t now)
+{
+    uint64_t last = atomic_load_explicit(&last_stamp, memory_order_relaxed);
+    uint64_t stamp;
+
+    do {
+        stamp = now > last ? now : last + 1;
+    } while (!atomic_compare_exchange_weak_explicit(&last_stamp, &last, stamp,
+                                                    memory_order_relaxed, memory_order_relaxed));
+    return stamp;
+}
+
+static char *
+put_hex(char *out, uint64_t bits, int digits)
+{
+    static const char HEX[] = "0123456789abcdef";
+
+    for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4)
+        *out++ = HEX[(bits >> shift) & 15];
+    return out;
+}
+
+void
+ie__id_new_at(char out[IE_ID_SIZE], int64_t wall_ms)
+{
+    const uint64_t random = pool_take();
+    /* The counter of a fresh millisecond starts in its lower half: random where it can be, with
+     * 32,768 ids to go before it runs into the next millisecond. */
+    const uint64_t start = ((uint64_t)wall_ms << 16) | ((random >> 58) << 9);
+    const uint64_t stamp = next_stamp(start);
+    const uint64_t tail = random & ((UINT64_C(1) << 58) - 1);
+
+    out = put_hex(out, stamp >> 32, 8);
+    *out++ = '-';
+    out = put_hex(out, stamp >> 16 & 0xFFFF, 4);
+    *out++ = '-';
+    out = put_hex(out, 0x7000 | (stamp >> 4 & 0x0FFF), 4);
+    *out++ = '-';
+    out = put_hex(out, 0x8000 | (stamp & 0xF) << 10 | tail >> 48, 4);
+    *out++ = '-';
+    out = put_hex(out, tail & 0xFFFFFFFFFFFF, 12);
+    *out = '\0';
+}
+
+void
+ie_id_new(char out[IE_ID_SIZE])
+{
+    ie__id_new_at(out, ie__wall_ms(&ie__system_clock));
+}
