@@ -102,10 +102,10 @@ name_check(const char *name, const char *what, bool is_pattern, ie_error *err)
     const char *fault;
 
     if (name == NULL)
-        return ie_error_set(err, IE_EINVAL, "%s: missing", what);
+        return ie_error_set(err, IE_EINVAL, "%s is missing", what);
     fault = name_fault(name, strnlen(name, IE_TOPIC_BYTES_MAX + 1), is_pattern);
     if (fault != NULL)
-        return ie_error_set(err, IE_EINVAL, "%s: %s", what, fault);
+        return ie_error_set(err, IE_EINVAL, "%s %s", what, fault);
     return IE_OK;
 }
 

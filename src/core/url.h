@@ -18,7 +18,7 @@ typedef struct ie__url {
     const char    *password; /* NULL when absent; decoded */
     const char    *host;     /* "" when absent; IPv6 without brackets */
     int            port;     /* 0 when absent; 1..65535 */
-    const char    *path;     /* from the first '/', decoded; "" when absent */
+    const char    *path;     /* from the first '/' (without "//": what follows ':'), decoded; "" */
     size_t         option_count;
     ie__url_option options[IE__URL_OPTIONS_MAX];
     char           storage[2 * IE__URL_BYTES_MAX + 64];
@@ -26,8 +26,9 @@ typedef struct ie__url {
 
 /*
  * Parse into out (a plain struct: its strings point into itself, do not copy it). Forms:
- * "memory:name", "file:///abs/path", "unix:/path", "socket://127.0.0.1:9100?x=1",
- * "socket:///run/ie.sock" (empty host, a path). The message names the part that is wrong.
+ * "memory:name" (path "name"), "file:///abs/path", "unix:/path", "socket://127.0.0.1:9100?x=1",
+ * "socket:///run/ie.sock" (empty host, a path). IE_EINVAL or IE_ETOOBIG; the message names the
+ * part that is wrong and never quotes the URL, which may hold a password. out is undefined then.
  */
 ie_status ie__url_parse(ie__url *out, const char *text, ie_error *err);
 
@@ -44,7 +45,10 @@ ie_status ie__url_option_bool(bool *out, const ie__url *url, const char *name, b
 /* Refuse options that are not in the NULL-terminated list; the message lists what exists. */
 ie_status ie__url_known_options(const ie__url *url, const char *const *names, ie_error *err);
 
-/* The URL with its password replaced by ***; for logs and status. out gets at most size bytes. */
+/*
+ * The URL with its password, and options that are named like a secret, replaced by ***; for logs
+ * and status, also for a text that is no valid URL. out gets at most size bytes, terminated.
+ */
 void ie__url_redact(char *out, size_t size, const char *text);
 
 #endif
