@@ -7,6 +7,8 @@
 
 #include <ie/event.h>
 
+#include "json.h"
+
 /*
  * What is wrong with a value, as a constant that reads on after "subject "; NULL when nothing is.
  * The bytes need no terminator and may contain NUL (which is wrong). *status says which failure.
@@ -21,8 +23,24 @@ const char *ie__fault_content_type(const char *text, size_t bytes, ie_status *st
 const char *ie__fault_header_name(const char *name, size_t bytes);
 const char *ie__fault_header_value(ie_header_type type, const char *value, size_t bytes);
 
+/* A name that nobody has checked yet, fit for a message on one line. */
+const char *ie__printable_name(char out[IE_HEADER_NAME_BYTES_MAX + 1], const char *name,
+                               size_t bytes);
+
 /* A decimal number as an Integer attribute has it: no plus, no leading zero, 32 bits, no "-0". */
 bool ie__is_canonical_integer(const char *text, size_t bytes);
+
+/*
+ * A JSON member as a header. name has room for IE_HEADER_NAME_BYTES_MAX + 1; the fault is that of
+ * the name, whose printable form is there all the same.
+ */
+const char *ie__header_name_take(char *name, const char *raw, size_t raw_bytes, size_t *bytes);
+/*
+ * The value's text goes to *room (at least value.bytes + 1 bytes), which moves past its
+ * terminator; type and *bytes say what it is. Null is for the caller to sort out before.
+ */
+const char *ie__header_value_take(ie_header_type *type, char **room, ie__json_span value,
+                                  size_t *bytes);
 
 #define IE__EVENT_NO_TOPIC 1u   /* the event comes from elsewhere: topic may be missing */
 #define IE__EVENT_JSON_SEEN 2u  /* JSON data has been scanned already */

@@ -123,11 +123,14 @@ ie__fault_content_type(const char *text, size_t bytes, ie_status *status)
 const char *
 ie__fault_header_name(const char *name, size_t bytes)
 {
-    /* What the event has a field for, and CloudEvents' own words, by length. */
-    static const char *const TAKEN[] = {"id",         "data",       "time",    "type",
-                                        "topic",      "source",     "subject", "notbefore",
-                                        "dataschema", "expirytime", NULL};
-    static const char *const TAKEN_LONG[] = {"specversion", "partitionkey", "datacontenttype", NULL};
+    /* What the event has a field for, and CloudEvents' own words. */
+    static const struct {
+        size_t bytes;
+        char   word[16];
+    } TAKEN[] = {{2, "id"},          {4, "data"},        {4, "time"},          {4, "type"},
+                 {5, "topic"},       {6, "source"},      {7, "subject"},       {9, "notbefore"},
+                 {10, "dataschema"}, {10, "expirytime"}, {11, "specversion"},  {12, "partitionkey"},
+                 {15, "datacontenttype"}};
 
     if (bytes == 0)
         return "has an empty name";
@@ -136,8 +139,8 @@ ie__fault_header_name(const char *name, size_t bytes)
     for (size_t i = 0; i < bytes; i++)
         if (!((name[i] >= 'a' && name[i] <= 'z') || (name[i] >= '0' && name[i] <= '9')))
             return "has a name with other characters than a-z and 0-9";
-    for (const char *const *taken = bytes > 10 ? TAKEN_LONG : TAKEN; *taken != NULL; taken++)
-        if (**taken == *name && strlen(*taken) == bytes && memcmp(*taken, name, bytes) == 0)
+    for (size_t i = 0; i < sizeof TAKEN / sizeof *TAKEN; i++)
+        if (TAKEN[i].bytes == bytes && memcmp(TAKEN[i].word, name, bytes) == 0)
             return "is an attribute that the event has a field for";
     return NULL;
 }
@@ -174,13 +177,12 @@ ie__fault_header_value(ie_header_type type, const char *value, size_t bytes)
     return "has an unknown type";
 }
 
-/* A name that nobody has checked yet, fit for a message on one line. */
-static const char *
-printable(char out[IE_HEADER_NAME_BYTES_MAX + 1], const char *name)
+const char *
+ie__printable_name(char out[IE_HEADER_NAME_BYTES_MAX + 1], const char *name, size_t bytes)
 {
     size_t i;
 
-    for (i = 0; i < IE_HEADER_NAME_BYTES_MAX && name[i] != '\0'; i++)
+    for (i = 0; i < IE_HEADER_NAME_BYTES_MAX && i < bytes; i++)
         out[i] = name[i] < 0x20 || name[i] > 0x7E ? '?' : name[i];
     out[i] = '\0';
     return out;
@@ -190,12 +192,13 @@ ie_status
 ie__header_check(const ie_header *header, ie_error *err)
 {
     const char *fault;
+    size_t      bytes;
     char        shown[IE_HEADER_NAME_BYTES_MAX + 1];
 
     if (header->name == NULL)
         return ie_error_set(err, IE_EINVAL, "header without a name");
-    fault = ie__fault_header_name(header->name,
-                                  strnlen(header->name, IE_HEADER_NAME_BYTES_MAX + 1));
+    bytes = strnlen(header->name, IE_HEADER_NAME_BYTES_MAX + 1);
+    fault = ie__fault_header_name(header->name, bytes);
     if (fault == NULL && header->value == NULL)
         fault = "has no value";
     if (fault == NULL && header->reserved != 0)
@@ -204,8 +207,8 @@ ie__header_check(const ie_header *header, ie_error *err)
         fault = ie__fault_header_value(header->type, header->value,
                                        strnlen(header->value, IE_HEADERS_BYTES_MAX + 1));
     if (fault != NULL)
-        return ie_error_set(err, IE_EINVAL, "header '%s' %s", printable(shown, header->name),
-                            fault);
+        return ie_error_set(err, IE_EINVAL, "header '%s' %s",
+                            ie__printable_name(shown, header->name, bytes), fault);
     return IE_OK;
 }
 
@@ -309,6 +312,8 @@ ie__event_check(const ie_event *event, unsigned flags, ie_error *err)
         status = attribute_check("content_type", event->content_type, ie__fault_content_type, false,
                                  err);
     if (status == IE_OK)
+        status = attribute_check("dedupe_key", event->dedupe_key, ie__fault_text, false, err);
+    if (status == IE_OK)
         status = time_check("time_ms", event->time_ms, err);
     if (status == IE_OK)
         status = time_check("not_before_ms", event->not_before_ms, err);
@@ -387,7 +392,7 @@ ie_event_copy(ie_event **out, const ie_event *event, ie_error *err)
     bytes = sizeof *copy + own.header_count * sizeof *headers + own.data_bytes + 1 +
             text_size(own.topic) + text_size(own.key) + text_size(own.id) + text_size(own.type) +
             text_size(own.source) + text_size(own.subject) + text_size(own.dataschema) +
-            text_size(own.content_type);
+            text_size(own.content_type) + text_size(own.dedupe_key);
     for (size_t i = 0; i < own.header_count; i++)
         bytes += text_size(own.headers[i].name) + text_size(own.headers[i].value);
 
@@ -411,6 +416,7 @@ ie_event_copy(ie_event **out, const ie_event *event, ie_error *err)
     copy->subject = put_text(&at, own.subject);
     copy->dataschema = put_text(&at, own.dataschema);
     copy->content_type = put_text(&at, own.content_type);
+    copy->dedupe_key = put_text(&at, own.dedupe_key);
     if (own.data != NULL) {
         memcpy(at, own.data, own.data_bytes);
         at[own.data_bytes] = '\0'; /* so that text data can be printed */

@@ -7,11 +7,15 @@
 
 #include <ie/event.h>
 
+/* The largest object that a legal event makes: each byte of a value escaped as two. */
+#define IE__HEADERS_STORED_BYTES_MAX                                                               \
+    (2 * IE_HEADERS_BYTES_MAX + 4 * IE_ATTRIBUTE_BYTES_MAX + 6 * IE_HEADERS_MAX + 64)
+
 /* Append the object for event's subject, dataschema and headers; nothing when there are none. */
 ie_status ie__headers_encode(ie_buffer *out, const ie_event *event);
 
 /*
- * Read a stored object (at most IE_HEADERS_BYTES_MAX bytes) back, into event->subject, dataschema,
+ * Read a stored object (at most IE__HEADERS_STORED_BYTES_MAX bytes) back, into event->subject, dataschema,
  * headers and header_count. All memory comes from *arena, one block that the caller releases with
  * ie__free(); it is NULL when there was nothing to allocate. Untrusted input is fine: anyone may
  * have written the row. On failure the event is unchanged and the message names the header.
