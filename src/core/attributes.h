@@ -17,6 +17,7 @@ typedef const char *(*ie__fault_fn)(const char *text, size_t bytes, ie_status *s
 
 const char *ie__fault_id(const char *text, size_t bytes, ie_status *status);
 const char *ie__fault_text(const char *text, size_t bytes, ie_status *status); /* type, subject, key */
+const char *ie__fault_topic(const char *text, size_t bytes, ie_status *status);
 const char *ie__fault_source(const char *text, size_t bytes, ie_status *status);
 const char *ie__fault_dataschema(const char *text, size_t bytes, ie_status *status);
 const char *ie__fault_content_type(const char *text, size_t bytes, ie_status *status);
@@ -35,6 +36,8 @@ bool ie__is_canonical_integer(const char *text, size_t bytes);
  * the name, whose printable form is there all the same.
  */
 const char *ie__header_name_take(char *name, const char *raw, size_t raw_bytes, size_t *bytes);
+/* A string value's text to *room, as below, whatever characters it has. */
+const char *ie__string_take(char **room, ie__json_span value, size_t *bytes);
 /*
  * The value's text goes to *room (at least value.bytes + 1 bytes), which moves past its
  * terminator; type and *bytes say what it is. Null is for the caller to sort out before.
@@ -42,10 +45,11 @@ const char *ie__header_name_take(char *name, const char *raw, size_t raw_bytes, 
 const char *ie__header_value_take(ie_header_type *type, char **room, ie__json_span value,
                                   size_t *bytes);
 
-#define IE__EVENT_NO_TOPIC 1u   /* the event comes from elsewhere: topic may be missing */
-#define IE__EVENT_JSON_SEEN 2u  /* JSON data has been scanned already */
-#define IE__EVENT_NAMED 4u      /* id, source and type are required */
+#define IE__EVENT_NO_TOPIC 1u /* the event comes from elsewhere: topic may be missing */
+#define IE__EVENT_NAMED 2u    /* id, source and type are required */
 
+/* The event as this build knows it, whoever filled it in. */
+ie_status ie__event_import(ie_event *own, const ie_event *event, ie_error *err);
 /* ie_event_check() for an event of our own size. */
 ie_status ie__event_check(const ie_event *event, unsigned flags, ie_error *err);
 

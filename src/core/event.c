@@ -260,7 +260,7 @@ attribute_check(const char *name, const char *text, ie__fault_fn find_fault, boo
 }
 
 static ie_status
-data_check(const ie_event *event, unsigned flags, ie_error *err)
+data_check(const ie_event *event, ie_error *err)
 {
     ie_error cause = IE_ERROR_INIT;
 
@@ -270,7 +270,7 @@ data_check(const ie_event *event, unsigned flags, ie_error *err)
                    : ie_error_set(err, IE_EINVAL, "data is NULL, but data_bytes is not 0");
     if (event->data_bytes > IE_DATA_BYTES_MAX)
         return ie_error_set(err, IE_ETOOBIG, "data is larger than %d bytes", IE_DATA_BYTES_MAX);
-    if ((flags & IE__EVENT_JSON_SEEN) != 0 || !ie__json_is_media_type(event->content_type))
+    if (!ie__json_is_media_type(event->content_type))
         return IE_OK;
     if (event->data_bytes == 0)
         return ie_error_set(err, IE_EINVAL,
@@ -322,13 +322,12 @@ ie__event_check(const ie_event *event, unsigned flags, ie_error *err)
     if (status == IE_OK)
         status = headers_check(event, err);
     if (status == IE_OK)
-        status = data_check(event, flags, err);
+        status = data_check(event, err);
     return status;
 }
 
-/* The event as this build knows it, whoever filled it in. */
-static ie_status
-event_import(ie_event *own, const ie_event *event, ie_error *err)
+ie_status
+ie__event_import(ie_event *own, const ie_event *event, ie_error *err)
 {
     ie_status status = IE_EINVAL;
 
@@ -347,7 +346,7 @@ ie_status
 ie_event_check(const ie_event *event, ie_error *err)
 {
     ie_event        own;
-    const ie_status status = event_import(&own, event, err);
+    const ie_status status = ie__event_import(&own, event, err);
 
     return status == IE_OK ? ie__event_check(&own, 0, err) : status;
 }
@@ -382,7 +381,7 @@ ie_event_copy(ie_event **out, const ie_event *event, ie_error *err)
     ie_header      *headers;
     char           *at;
     size_t          bytes;
-    const ie_status status = event_import(&own, event, err);
+    const ie_status status = ie__event_import(&own, event, err);
 
     if (status != IE_OK)
         return status;

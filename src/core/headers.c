@@ -149,23 +149,32 @@ integer_take(char **room, ie__json_span value, size_t *bytes)
 }
 
 const char *
+ie__string_take(char **room, ie__json_span value, size_t *bytes)
+{
+    if (value.kind != IE__JSON_STRING)
+        return "is not a string";
+    if (memchr(value.start, '\\', value.bytes) == NULL) {
+        *bytes = value.bytes - 2;
+        memcpy(*room, value.start + 1, *bytes);
+    } else if (ie__json_unescape(*room, bytes, value, NULL) != IE_OK) {
+        return "has a broken escape";
+    }
+    (*room)[*bytes] = '\0';
+    *room += *bytes + 1;
+    return NULL;
+}
+
+const char *
 ie__header_value_take(ie_header_type *type, char **room, ie__json_span value, size_t *bytes)
 {
+    const char *text = *room;
     const char *fault;
 
     switch (value.kind) {
     case IE__JSON_STRING:
         *type = IE_HEADER_STRING;
-        if (memchr(value.start, '\\', value.bytes) == NULL) {
-            *bytes = value.bytes - 2;
-            memcpy(*room, value.start + 1, *bytes);
-        } else if (ie__json_unescape(*room, bytes, value, NULL) != IE_OK) {
-            return "has a broken escape";
-        }
-        fault = ie__text_fault(*room, *bytes);
-        (*room)[*bytes] = '\0';
-        *room += *bytes + 1;
-        return fault;
+        fault = ie__string_take(room, value, bytes);
+        return fault != NULL ? fault : ie__text_fault(text, *bytes);
     case IE__JSON_NUMBER: *type = IE_HEADER_INTEGER; return integer_take(room, value, bytes);
     case IE__JSON_TRUE:
     case IE__JSON_FALSE:
@@ -208,14 +217,11 @@ static ie_status
 take_attribute(decoder *d, const char **slot, const char *name, size_t name_bytes,
                ie__json_span value, ie_error *err)
 {
-    ie_status      status = IE_EINVAL;
-    ie_header_type type;
-    size_t         bytes;
-    char          *text = d->room;
-    const char    *fault = *slot != NULL ? "is there twice"
-                           : value.kind != IE__JSON_STRING
-                               ? "is not a string"
-                               : ie__header_value_take(&type, &d->room, value, &bytes);
+    ie_status   status = IE_EINVAL;
+    size_t      bytes = 0;
+    char       *text = d->room;
+    const char *fault = *slot != NULL ? "is there twice"
+                                      : ie__string_take(&d->room, value, &bytes);
 
     if (fault == NULL)
         fault = slot == &d->subject ? ie__fault_text(text, bytes, &status)

@@ -245,11 +245,11 @@ scan_name(const byte *at, const byte *end, fault *f)
     return skip_space(at + 1, end);
 }
 
-/* The value that starts at `at`, inside so many containers already; the answer is its end. */
+/* The value that starts at `at`, with at most so many containers in each other; gives its end. */
 static const byte *
-scan_value(const byte *at, const byte *end, unsigned outer, fault *f)
+scan_value(const byte *at, const byte *end, unsigned depth_max, fault *f)
 {
-    byte     closers[IE__JSON_DEPTH_MAX]; /* of the open containers, innermost last */
+    byte     closers[IE__JSON_DEPTH_MAX + 1]; /* of the open containers, innermost last */
     unsigned depth = 0;
     bool     is_named = false;
 
@@ -259,7 +259,7 @@ scan_value(const byte *at, const byte *end, unsigned outer, fault *f)
         if (at == end)
             return fail(f, at, "a value is missing");
         if (*at == '{' || *at == '[') {
-            if (depth + outer == IE__JSON_DEPTH_MAX)
+            if (depth == depth_max)
                 return fail(f, at, "nested too deep");
             is_named = *at == '{';
             closers[depth++] = is_named ? '}' : ']';
@@ -303,7 +303,7 @@ ie__json_check(const char *json, size_t bytes, ie_error *err)
     const byte *end = at + bytes;
     fault       f;
 
-    at = scan_value(skip_space(at, end), end, 0, &f);
+    at = scan_value(skip_space(at, end), end, IE__JSON_DEPTH_MAX, &f);
     if (at != NULL) {
         at = skip_space(at, end);
         if (at == end)
@@ -332,6 +332,8 @@ ie__json_walk(const char *json, size_t bytes, ie__json_kind expected, ie__json_m
               void *user, ie_error *err)
 {
     const bool  is_object = expected == IE__JSON_OBJECT;
+    /* What passed ie__json_check() must still pass inside an envelope, and that in an array. */
+    const unsigned depth_max = IE__JSON_DEPTH_MAX + (is_object ? 0 : 1);
     const byte  closer = is_object ? '}' : ']';
     const byte *end = (const byte *)json + bytes;
     const byte *at = skip_space((const byte *)json, end);
@@ -360,7 +362,7 @@ ie__json_walk(const char *json, size_t bytes, ie__json_kind expected, ie__json_m
                 name_bytes = (size_t)(colon - name) - 1;
             }
             value.start = (const char *)at;
-            at = scan_value(at, end, 1, &f);
+            at = scan_value(at, end, depth_max, &f);
             if (at == NULL)
                 return refuse(&f, json, err);
             value.bytes = (size_t)((const char *)at - value.start);

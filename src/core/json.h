@@ -8,7 +8,7 @@
 
 #include <ie/base.h>
 
-#define IE__JSON_DEPTH_MAX 128
+#define IE__JSON_DEPTH_MAX 128 /* of a value on its own; containers that are walked do not count */
 
 typedef enum ie__json_kind {
     IE__JSON_OBJECT,

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "attributes.h"
 #include "text.h"
 
 #define CHAR_PLAIN 0
@@ -94,6 +95,13 @@ name_fault(const char *name, size_t bytes, bool is_pattern)
         }
     }
     return word == bytes ? "has an empty word" : NULL;
+}
+
+const char *
+ie__fault_topic(const char *text, size_t bytes, ie_status *status)
+{
+    *status = IE_EINVAL;
+    return name_fault(text, bytes, false);
 }
 
 static ie_status
