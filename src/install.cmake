@@ -13,7 +13,8 @@ install(EXPORT ie_targets NAMESPACE ie:: FILE ie-targets.cmake DESTINATION ${IE_
 install(EXPORT ie_static_targets NAMESPACE ie:: FILE ie-static-targets.cmake
     DESTINATION ${IE_INSTALL_CMAKEDIR})
 configure_package_config_file(${PROJECT_SOURCE_DIR}/src/ie-config.cmake.in
-    ${PROJECT_BINARY_DIR}/ie-config.cmake INSTALL_DESTINATION ${IE_INSTALL_CMAKEDIR})
+    ${PROJECT_BINARY_DIR}/ie-config.cmake INSTALL_DESTINATION ${IE_INSTALL_CMAKEDIR}
+    PATH_VARS IE_INSTALL_DATADIR)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/ie-config-version.cmake
     COMPATIBILITY SameMinorVersion) # before 1.0 a minor version may change the API
 install(FILES ${PROJECT_BINARY_DIR}/ie-config.cmake ${PROJECT_BINARY_DIR}/ie-config-version.cmake

@@ -37,7 +37,8 @@ typedef struct ie_conformance_row {
     const char *bad_url;
     const char *bad_option;
 
-    int wait_ms_max; /* for answers and arrivals; 0: 20,000 */
+    bool carries_id_only; /* the transport does not carry all of an event: compare no more */
+    int  wait_ms_max;     /* for answers and arrivals; 0: 20,000 */
 } ie_conformance_row;
 
 /* The cases. NULL past the end. */
