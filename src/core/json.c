@@ -439,6 +439,15 @@ ie__json_unescape(char *out, size_t *out_bytes, ie__json_span string, ie_error *
     return IE_OK;
 }
 
+void
+ie__json_one_line(char *json, size_t bytes)
+{
+    for (char *at = json; (at = memchr(at, '\n', bytes - (size_t)(at - json))) != NULL;)
+        *at = ' ';
+    for (char *at = json; (at = memchr(at, '\r', bytes - (size_t)(at - json))) != NULL;)
+        *at = ' ';
+}
+
 bool
 ie__json_is_media_type(const char *content_type)
 {

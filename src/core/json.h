@@ -50,6 +50,12 @@ ie_status ie__json_walk(const char *json, size_t bytes, ie__json_kind expected,
  */
 ie_status ie__json_unescape(char *out, size_t *out_bytes, ie__json_span string, ie_error *err);
 
+/*
+ * For formats with one JSON text per line: line breaks between the tokens of a valid JSON text (the
+ * only place where it can have any) become spaces.
+ */
+void ie__json_one_line(char *json, size_t bytes);
+
 /* Does the media type carry JSON (application/json, text/json, anything +json)? NULL: yes. */
 bool ie__json_is_media_type(const char *content_type);
 
