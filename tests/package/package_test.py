@@ -114,7 +114,13 @@ def exports(options):
         EXPORTS.write_text("".join(name + "\n" for name in found))
         return
     known = EXPORTS.read_text().split()
-    wrong = [f"exported, but not in exports.txt: {name}" for name in found if name not in known]
+    declared = set()
+    for header in public_headers():
+        declared.update(re.findall(r"\bIE_API\b[^;(]*?\b(ie_\w+)\s*[(;]", header.read_text()))
+    wrong = [f"declared with IE_API, but not exported: {name}"
+             for name in sorted(declared - set(found))]
+    wrong += [f"exported, but declared nowhere: {name}" for name in sorted(set(found) - declared)]
+    wrong += [f"exported, but not in exports.txt: {name}" for name in found if name not in known]
     wrong += [f"in exports.txt, but not exported: {name}" for name in known if name not in found]
     if known != sorted(known):
         wrong.append("exports.txt is not sorted")

@@ -4,12 +4,14 @@
 #include <ie/publisher_env.h>
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -389,6 +391,66 @@ START_TEST(without_fsync_lines_are_written_all_the_same)
 }
 END_TEST
 
+/* Publishes for ever and tells each acknowledged batch through the pipe; ends by a signal. */
+static void
+child_publish(int acknowledged)
+{
+    void *file = NULL;
+
+    if (ie__publisher_file.open(&file, url, env, NULL) != IE_OK)
+        _exit(1);
+    for (;;) {
+        report_count = 0;
+        ie__publisher_file.publish(file, batch, 50);
+        for (size_t i = 0; i < 50; i++)
+            if (verdicts[i] != IE_DELIVERED)
+                _exit(1);
+        if (write(acknowledged, "+", 1) != 1)
+            _exit(1);
+    }
+}
+
+START_TEST(killed_writer_loses_nothing_that_it_acknowledged)
+{
+    size_t batches = 0;
+    size_t lines;
+
+    for (uint64_t round = 0; round < test_scale(20); round++) {
+        int     ends[2];
+        char    marks[4096];
+        pid_t   child;
+        int     state = 0;
+        ssize_t got;
+
+        ck_assert_int_eq(pipe(ends), 0);
+        child = fork();
+        ck_assert_int_ge(child, 0);
+        if (child == 0) {
+            (void)close(ends[0]);
+            child_publish(ends[1]);
+        }
+        (void)close(ends[1]);
+        /* After some batches, at any point of the next one. */
+        for (uint64_t wanted = 1 + ie__random_below(10); wanted > 0; wanted--) {
+            ck_assert_int_eq(read(ends[0], marks, 1), 1);
+            batches++;
+        }
+        (void)poll(NULL, 0, (int)ie__random_below(3));
+        ck_assert_int_eq(kill(child, SIGKILL), 0);
+        ck_assert_int_eq(waitpid(child, &state, 0), child);
+        ck_assert(WIFSIGNALED(state) && WTERMSIG(state) == SIGKILL);
+        while ((got = read(ends[0], marks, sizeof marks)) > 0)
+            batches += (size_t)got;
+        (void)close(ends[0]);
+        ie__publisher_file.close(file_open()); /* repairs */
+        lines = lines_in(path);
+        ck_assert_uint_ge(lines, batches * 50);
+        /* What was written and not acknowledged may be there: that is "at least once". */
+        ck_assert_uint_le(lines, (batches + round + 1) * 50);
+    }
+}
+END_TEST
+
 int
 main(void)
 {
@@ -412,6 +474,7 @@ main(void)
     tcase_add_test(cases, bad_urls_are_refused);
     tcase_add_test(cases, every_allocation_may_fail);
     tcase_add_test(cases, without_fsync_lines_are_written_all_the_same);
+    tcase_add_test(cases, killed_writer_loses_nothing_that_it_acknowledged);
     suite_add_tcase(suite, cases);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);
