@@ -376,7 +376,8 @@ ie__json_walk(const char *json, size_t bytes, ie__json_kind expected, ie__json_m
             at = skip_space(at + 1, end);
         }
         if (at == end || *at != closer) {
-            (void)fail(&f, at, "neither ',' nor the closing bracket");
+            (void)fail(&f, at, at == end ? "ends inside an object or array"
+                                         : "neither ',' nor the closing bracket");
             return refuse(&f, json, err);
         }
     }
