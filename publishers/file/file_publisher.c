@@ -18,6 +18,7 @@
 
 #include "core.h"
 #include "file_publisher.h"
+#include "json.h"
 #include "url.h"
 
 #define SLICE_EVENTS   1000     /* events per write and fsync */
@@ -220,9 +221,12 @@ slice_write(file_publisher *file, const ie_outgoing *events, size_t count, bool 
     ie_status status = IE_OK;
 
     for (size_t i = 0; i < count && status == IE_OK; i++) {
-        ie_error why = IE_ERROR_INIT;
+        const size_t start = file->lines.size;
+        ie_error     why = IE_ERROR_INIT;
 
         status = ie_cloudevents_encode(&file->lines, events[i].event, &why);
+        if (status == IE_OK) /* the payload may be printed over several lines */
+            ie__json_one_line(file->lines.data + start, file->lines.size - start);
         if (status == IE_OK)
             status = ie__buffer_add(&file->lines, "\n", 1);
         if (status == IE_ENOMEM)
