@@ -92,12 +92,11 @@ START_TEST(every_stop_in_a_string_is_seen_at_every_place)
             for (int c = 0; c < 256; c++) {
                 const bool is_plain = c >= 0x20 && c < 0x80 && c != '"' && c != '\\';
 
-                if (c > 2 && c < 0x1E && bytes > 40)
-                    continue;
                 memset(json, 'a', sizeof json);
                 json[0] = json[bytes + 1] = '"';
                 json[at] = (char)c;
-                ck_assert_int_eq(ie__json_check(json, bytes + 2, NULL) == IE_OK, is_plain);
+                if ((ie__json_check(json, bytes + 2, NULL) == IE_OK) != is_plain)
+                    ck_abort_msg("byte %d at %zu of %zu", c, at, bytes);
             }
         }
     }
@@ -359,7 +358,8 @@ START_TEST(jansson_agrees_on_the_corpus_and_on_its_mutations)
                     json[at] = byte;
             }
         }
-        ck_assert_msg(jansson_agrees(json, bytes), "we differ on: %.*s", (int)bytes, json);
+        if (!jansson_agrees(json, bytes))
+            ck_abort_msg("we differ on: %.*s", (int)bytes, json);
         valid += ie__json_check(json, bytes, NULL) == IE_OK;
     }
     ie__random_seed(0);
