@@ -26,10 +26,8 @@ typedef struct ie_outbox_options {
     bool allow_autocommit;  /* publish outside a transaction too: the event stands alone */
     bool allow_unsafe;      /* accept journal_mode OFF or MEMORY and synchronous OFF, which lose
                              * or corrupt in a crash; for throw-away databases */
-    bool     allow_attached; /* accept a schema other than main in WAL mode: a crash may then keep
-                              * the event and lose the rows, or the other way round */
-    bool     auto_migrate;  /* apply missing migrations when opening */
-    uint32_t reserved;      /* 0; fills the tail, so that the next field changes the size */
+    bool auto_migrate;      /* apply missing migrations when opening */
+    uint8_t reserved[5];    /* 0; fills the tail, so that the next field changes the size */
 } ie_outbox_options;
 
 IE_API void ie_outbox_options_init(ie_outbox_options *options, size_t size);
@@ -42,7 +40,8 @@ IE_API void ie_outbox_options_init(ie_outbox_options *options, size_t size);
  * versions) and the journal and synchronous modes in force (IE_EUNSAFE where a crash would lose
  * events; a warning through the logger for synchronous NORMAL, where a power cut may), and notes
  * the mode for `ie outbox status` with one small write when it differs from what is noted. No
- * hook is installed, no pragma changed, no file opened.
+ * hook is installed, no pragma changed, no file opened. The tables are those of schema "main": a
+ * transaction over attached files is not atomic in WAL mode, so the outbox lives beside the rows.
  *
  * @param[out] out  the new outbox, transferred: release it with ie_outbox_close() before the
  *                  connection is closed. Untouched on failure.

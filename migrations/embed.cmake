@@ -1,0 +1,22 @@
+# cmake -DOUT=file.c -DDIR=migrations -P embed.cmake: the SQL files as C arrays, in order. Byte arrays,
+# since a C11 compiler need not take string literals of more than 4095 bytes.
+file(GLOB ups RELATIVE ${DIR} ${DIR}/[0-9][0-9][0-9][0-9]_*.up.sql)
+list(SORT ups)
+set(text "/* Generated from migrations/; do not edit. */\n#include \"migrations.h\"\n\n")
+set(table "")
+foreach(up IN LISTS ups)
+    string(REGEX MATCH "^([0-9]+)_(.*)\\.up\\.sql$" ignored ${up})
+    set(number ${CMAKE_MATCH_1})
+    set(name ${CMAKE_MATCH_2})
+    math(EXPR version "${number}")
+    foreach(side up down)
+        file(READ ${DIR}/${number}_${name}.${side}.sql hex HEX)
+        string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
+        string(REGEX REPLACE "(................................................................................)" "\\1\n" bytes "${bytes}")
+        string(APPEND text "static const unsigned char ${side}_${version}[] = {\n${bytes}0};\n")
+    endforeach()
+    string(APPEND table "    {${version}, \"${name}\", (const char *)up_${version}, (const char *)down_${version}},\n")
+endforeach()
+string(APPEND text "\nconst ie__migration_text ie__migration_texts[] = {\n${table}};\n"
+    "const size_t ie__migration_text_count = sizeof ie__migration_texts / sizeof ie__migration_texts[0];\n")
+file(WRITE ${OUT} "${text}")

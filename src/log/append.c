@@ -1,0 +1,169 @@
+/*
+ * Writing an event: one cached INSERT on the host's connection.
+ *
+ * Invariant: this file never begins, commits or rolls back. The caller's rows and ours live or die
+ * together, and only the caller knows where that ends.
+ */
+#include "log.h"
+
+#include <string.h>
+
+#include "core.h"
+#include "headers.h"
+#include "json.h"
+
+struct ie__appender {
+    sqlite3        *db;
+    sqlite3_stmt   *insert;
+    const ie_clock *clock;
+    char           *source;  /* what NULL in the column stands for */
+    ie_buffer       headers; /* reused, so that the hot path allocates nothing */
+};
+
+static const char INSERT_SQL[] =
+    "INSERT INTO main.ie_event (id, topic, key, type, source, time, not_before, expires_at,"
+    " content_type, headers, dedupe_key, data)"
+    " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+
+ie_status
+ie__appender_open(ie__appender **out, sqlite3 *db, const char *source, const ie_clock *clock,
+                  ie_error *err)
+{
+    ie__appender *appender = ie__calloc(1, sizeof *appender);
+    ie_status     status;
+
+    if (appender == NULL)
+        return ie_error_set(err, IE_ENOMEM, "open appender: out of memory");
+    appender->db = db;
+    appender->clock = ie__clock_or_system(clock);
+    appender->source = ie__strdup(source);
+    status = source != NULL && appender->source == NULL
+                 ? ie_error_set(err, IE_ENOMEM, "open appender: out of memory")
+                 : ie__sql_prepare(&appender->insert, db, INSERT_SQL, err);
+    if (status != IE_OK) {
+        ie__appender_close(appender);
+        return status;
+    }
+    *out = appender;
+    return IE_OK;
+}
+
+void
+ie__appender_close(ie__appender *appender)
+{
+    if (appender == NULL)
+        return;
+    (void)sqlite3_finalize(appender->insert);
+    ie_buffer_fini(&appender->headers);
+    ie__free(appender->source);
+    ie__free(appender);
+}
+
+static int
+bind_text(sqlite3_stmt *stmt, int index, const char *text)
+{
+    return text != NULL ? sqlite3_bind_text(stmt, index, text, -1, SQLITE_STATIC)
+                        : sqlite3_bind_null(stmt, index);
+}
+
+static int
+bind_time(sqlite3_stmt *stmt, int index, int64_t ms)
+{
+    return ms != 0 ? sqlite3_bind_int64(stmt, index, ms) : sqlite3_bind_null(stmt, index);
+}
+
+static bool
+is_text(const char *content_type)
+{
+    return content_type == NULL || ie__json_is_media_type(content_type) ||
+           strncmp(content_type, "text/", 5) == 0;
+}
+
+/* Text where a person with a SQL shell can read it, a blob otherwise: the same bytes either way. */
+static int
+bind_data(sqlite3_stmt *stmt, int index, const ie_event *event)
+{
+    if (event->data_bytes == 0)
+        return event->data == NULL ? sqlite3_bind_null(stmt, index)
+                                   : sqlite3_bind_zeroblob(stmt, index, 0);
+    if (is_text(event->content_type) && memchr(event->data, 0, event->data_bytes) == NULL &&
+        ie__utf8_is_valid(event->data, event->data_bytes))
+        return sqlite3_bind_text(stmt, index, event->data, (int)event->data_bytes, SQLITE_STATIC);
+    return sqlite3_bind_blob(stmt, index, event->data, (int)event->data_bytes, SQLITE_STATIC);
+}
+
+/* A value that equals what NULL stands for is not stored: rows are smaller, and say the same. */
+static const char *
+unless_default(const char *value, const char *fallback)
+{
+    return value != NULL && fallback != NULL && strcmp(value, fallback) == 0 ? NULL : value;
+}
+
+static ie_status
+bind_event(ie__appender *appender, const ie_event *event, const char *id, ie_error *err)
+{
+    sqlite3_stmt *stmt = appender->insert;
+    ie_status     status;
+    int           rc;
+
+    appender->headers.size = 0;
+    status = ie__headers_encode(&appender->headers, event);
+    if (status != IE_OK)
+        return ie_error_set(err, status, "encode headers: %s", ie_status_text(status));
+    rc = sqlite3_bind_text(stmt, 1, id, -1, SQLITE_STATIC);
+    rc |= sqlite3_bind_text(stmt, 2, event->topic, -1, SQLITE_STATIC);
+    rc |= bind_text(stmt, 3, event->key);
+    rc |= bind_text(stmt, 4, unless_default(event->type, event->topic));
+    rc |= bind_text(stmt, 5, unless_default(event->source, appender->source));
+    rc |= sqlite3_bind_int64(stmt, 6,
+                             event->time_ms != 0 ? event->time_ms : ie__wall_ms(appender->clock));
+    rc |= bind_time(stmt, 7, event->not_before_ms);
+    rc |= bind_time(stmt, 8, event->expires_at_ms);
+    rc |= bind_text(stmt, 9, unless_default(event->content_type, "application/json"));
+    rc |= appender->headers.size != 0
+              ? sqlite3_bind_text(stmt, 10, appender->headers.data, (int)appender->headers.size,
+                                  SQLITE_STATIC)
+              : sqlite3_bind_null(stmt, 10);
+    rc |= bind_text(stmt, 11, event->dedupe_key);
+    rc |= bind_data(stmt, 12, event);
+    return rc == SQLITE_OK ? IE_OK
+                           : ie__sql_fail(appender->db, sqlite3_errcode(appender->db), "bind event", err);
+}
+
+ie_status
+ie__append(ie__appender *appender, const ie_event *event, char *id_out, ie_error *err)
+{
+    const bool  was_open = sqlite3_get_autocommit(appender->db) == 0;
+    char        made[IE_ID_SIZE];
+    const char *id = event->id;
+    ie_status   status;
+
+    if (id == NULL) {
+        ie_id_new(made);
+        id = made;
+    }
+    status = bind_event(appender, event, id, err);
+    if (status == IE_OK) {
+        const int rc = sqlite3_step(appender->insert);
+
+        if (rc == SQLITE_DONE && sqlite3_changes(appender->db) != 1)
+            status = ie_error_set(err, IE_ESWALLOWED,
+                                  "append event to %s: a trigger on ie_event swallowed the insert; "
+                                  "nothing was written",
+                                  event->topic);
+        else if (rc != SQLITE_DONE)
+            status = ie__sql_fail(appender->db, rc, "append event", err);
+        (void)sqlite3_reset(appender->insert); /* repeats the error that step reported */
+    }
+    /* Some failures (full, I/O, memory, interrupt, ON CONFLICT ROLLBACK) end the host's transaction. */
+    if (was_open && sqlite3_get_autocommit(appender->db) != 0) {
+        ie_error_clear(err);
+        return ie_error_set(err, IE_ETXN_ABORTED,
+                            "append event: SQLite rolled the whole transaction back (%s); run it "
+                            "again from its start",
+                            sqlite3_errmsg(appender->db));
+    }
+    if (status == IE_OK && event->id == NULL && id_out != NULL)
+        memcpy(id_out, made, sizeof made);
+    return status;
+}

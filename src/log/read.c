@@ -1,0 +1,426 @@
+/* Reading events back: batches in reused memory, rows that break the rules named instead of passed on. */
+#include "log.h"
+
+#include <limits.h>
+#include <string.h>
+
+#include "core.h"
+#include "headers.h"
+#include "json.h"
+
+#define CHUNK_BYTES 65536
+
+typedef struct chunk {
+    struct chunk *next;
+    size_t        size;
+    size_t        used;
+    max_align_t   bytes[];
+} chunk;
+
+struct ie__reader {
+    sqlite3      *db;
+    sqlite3_stmt *after;
+    sqlite3_stmt *at;
+    char         *source;
+};
+
+#define COLUMNS                                                                                    \
+    "position, id, topic, key, type, source, time, not_before, expires_at, content_type, headers,"  \
+    " data"
+enum {
+    C_POSITION, C_ID, C_TOPIC, C_KEY, C_TYPE, C_SOURCE, C_TIME, C_NOT_BEFORE, C_EXPIRES_AT,
+    C_CONTENT_TYPE, C_HEADERS, C_DATA
+};
+
+ie_status
+ie__reader_open(ie__reader **out, sqlite3 *db, const char *default_source, ie_error *err)
+{
+    ie__reader *reader = ie__calloc(1, sizeof *reader);
+    ie_status   status = IE_OK;
+
+    if (reader != NULL)
+        reader->source = ie__strdup(default_source);
+    if (reader == NULL || reader->source == NULL)
+        status = ie_error_set(err, IE_ENOMEM, "open reader: out of memory");
+    else
+        reader->db = db;
+    if (status == IE_OK)
+        status = ie__sql_prepare(&reader->after, db,
+                                 "SELECT " COLUMNS " FROM main.ie_event"
+                                 " WHERE position > ?1 AND position <= ?2 ORDER BY position LIMIT ?3",
+                                 err);
+    if (status == IE_OK)
+        status = ie__sql_prepare(&reader->at, db,
+                                 "SELECT " COLUMNS " FROM main.ie_event WHERE position = ?1", err);
+    if (status != IE_OK) {
+        ie__reader_close(reader);
+        return status;
+    }
+    *out = reader;
+    return IE_OK;
+}
+
+void
+ie__reader_close(ie__reader *reader)
+{
+    if (reader == NULL)
+        return;
+    (void)sqlite3_finalize(reader->after);
+    (void)sqlite3_finalize(reader->at);
+    ie__free(reader->source);
+    ie__free(reader);
+}
+
+ie_status
+ie__batch_new(ie__batch **out, size_t rows_max)
+{
+    ie__batch *batch = ie__calloc(1, sizeof *batch);
+
+    if (batch != NULL)
+        batch->rows = ie__calloc(rows_max, sizeof *batch->rows);
+    if (batch == NULL || batch->rows == NULL) {
+        ie__free(batch);
+        return IE_ENOMEM;
+    }
+    batch->capacity = rows_max;
+    *out = batch;
+    return IE_OK;
+}
+
+/* Keep one ordinary chunk for the next use; big ones go back. */
+void
+ie__batch_clear(ie__batch *batch)
+{
+    chunk *kept = NULL;
+
+    for (chunk *at = batch->chunks, *next; at != NULL; at = next) {
+        next = at->next;
+        if (kept == NULL && at->size == CHUNK_BYTES)
+            kept = at;
+        else
+            ie__free(at);
+    }
+    if (kept != NULL) {
+        kept->next = NULL;
+        kept->used = 0;
+    }
+    batch->chunks = kept;
+    batch->bytes = kept != NULL ? CHUNK_BYTES : 0;
+    batch->count = 0;
+    batch->unanswered = 0;
+}
+
+void
+ie__batch_free(ie__batch *batch)
+{
+    if (batch == NULL)
+        return;
+    for (chunk *at = batch->chunks, *next; at != NULL; at = next) {
+        next = at->next;
+        ie__free(at);
+    }
+    ie__free(batch->rows);
+    ie__free(batch);
+}
+
+static void *
+batch_take(ie__batch *batch, size_t bytes)
+{
+    chunk *head = batch->chunks;
+
+    bytes = (bytes + 7) & ~(size_t)7;
+    if (head == NULL || head->size - head->used < bytes) {
+        const size_t size = bytes > CHUNK_BYTES ? bytes : CHUNK_BYTES;
+
+        head = ie__alloc(sizeof *head + size);
+        if (head == NULL)
+            return NULL;
+        head->next = batch->chunks;
+        head->size = size;
+        head->used = 0;
+        batch->chunks = head;
+        batch->bytes += size;
+    }
+    head->used += bytes;
+    return (char *)head->bytes + head->used - bytes;
+}
+
+/* A text column of the row being read: where its bytes go in one block, and whether it may be sent. */
+typedef struct taking {
+    char       *at;
+    const char *trouble;
+} taking;
+
+static const char *
+take_text(taking *to, sqlite3_stmt *stmt, int column, size_t bytes_max, const char *too_long,
+          const char *not_clean)
+{
+    const char *text = (const char *)sqlite3_column_text(stmt, column);
+    const char *copy = to->at;
+    size_t      bytes;
+
+    if (text == NULL)
+        return NULL;
+    bytes = (size_t)sqlite3_column_bytes(stmt, column);
+    if (bytes > bytes_max) {
+        to->trouble = too_long;
+        bytes = bytes_max;
+    }
+    /* NUL, CR or LF in an attribute would be read as something else by some transport. */
+    for (size_t i = 0; i < bytes; i++)
+        if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f) {
+            to->trouble = not_clean;
+            bytes = i;
+            break;
+        }
+    memcpy(to->at, text, bytes);
+    to->at[bytes] = '\0';
+    to->at += bytes + 1;
+    return copy;
+}
+
+/* The rules that ie_publish() enforces, for rows that anyone may have written. Static text. */
+static const char *
+row_trouble(const ie_event *event)
+{
+    if (event->topic == NULL || ie_topic_check(event->topic, NULL) != IE_OK)
+        return "topic is not valid: dotted words without wildcards, spaces or control characters";
+    if (event->id == NULL || event->id[0] == '\0')
+        return "id is empty";
+    if (event->type[0] == '\0' || event->source[0] == '\0')
+        return "type or source is empty";
+    if (!ie__utf8_is_valid(event->id, strlen(event->id)) ||
+        !ie__utf8_is_valid(event->type, strlen(event->type)) ||
+        !ie__utf8_is_valid(event->source, strlen(event->source)) ||
+        (event->key != NULL && !ie__utf8_is_valid(event->key, strlen(event->key))))
+        return "id, type, source or key is not UTF-8";
+    if (event->data_bytes > IE_DATA_BYTES_MAX)
+        return "data is larger than 1 MiB";
+    if (event->data_bytes != 0 && ie__json_is_media_type(event->content_type) &&
+        ie__json_check(event->data, event->data_bytes, NULL) != IE_OK)
+        return "data is not JSON, though its content type says so";
+    return NULL;
+}
+
+#define TAKE(column, max, name)                                                                    \
+    take_text(&to, stmt, column, max, name " is too long", name " has a control character")
+
+static ie_status
+take_row(ie__reader *reader, ie__batch *batch, sqlite3_stmt *stmt, ie_error *err)
+{
+    ie__row   *row = &batch->rows[batch->count];
+    ie_event  *event = &row->event;
+    taking     to = {NULL, NULL};
+    const bool is_blob = sqlite3_column_type(stmt, C_DATA) == SQLITE_BLOB;
+    /* Text first, then its size: the other order would measure another encoding (SQLite's rule). */
+    const void *data = is_blob ? sqlite3_column_blob(stmt, C_DATA)
+                               : (const void *)sqlite3_column_text(stmt, C_DATA);
+    size_t      data_bytes = (size_t)sqlite3_column_bytes(stmt, C_DATA);
+    const char *headers = (const char *)sqlite3_column_text(stmt, C_HEADERS);
+    size_t      header_bytes = (size_t)sqlite3_column_bytes(stmt, C_HEADERS);
+    size_t      arena_bytes = 0;
+    size_t      text_bytes = 0;
+    char       *block;
+
+    memset(row, 0, sizeof *row);
+    if (data_bytes > IE_DATA_BYTES_MAX) {
+        to.trouble = "data is larger than 1 MiB";
+        data_bytes = 0;
+    }
+    if (headers != NULL && header_bytes > 2 * IE_HEADERS_BYTES_MAX) {
+        to.trouble = "headers are too long";
+        headers = NULL;
+    }
+    if (headers != NULL)
+        arena_bytes = ie__headers_arena_bytes(header_bytes);
+    for (int i = C_ID; i <= C_CONTENT_TYPE; i++)
+        if (i != C_TIME && i != C_NOT_BEFORE && i != C_EXPIRES_AT &&
+            sqlite3_column_text(stmt, i) != NULL)
+            text_bytes += (size_t)sqlite3_column_bytes(stmt, i) + 1;
+    arena_bytes = (arena_bytes + 7) & ~(size_t)7;
+    block = batch_take(batch, arena_bytes + text_bytes + data_bytes + 1);
+    if (block == NULL)
+        return ie_error_set(err, IE_ENOMEM, "read events: out of memory");
+    row->bytes = arena_bytes + text_bytes + data_bytes + 1;
+    to.at = block + arena_bytes;
+
+    event->size = sizeof *event;
+    event->position = sqlite3_column_int64(stmt, C_POSITION);
+    event->id = TAKE(C_ID, IE_ID_BYTES_MAX, "id");
+    event->topic = TAKE(C_TOPIC, IE_TOPIC_BYTES_MAX, "topic");
+    event->key = TAKE(C_KEY, IE_ATTRIBUTE_BYTES_MAX, "key");
+    event->type = TAKE(C_TYPE, IE_ATTRIBUTE_BYTES_MAX, "type");
+    event->source = TAKE(C_SOURCE, IE_ATTRIBUTE_BYTES_MAX, "source");
+    event->content_type = TAKE(C_CONTENT_TYPE, IE_ATTRIBUTE_BYTES_MAX, "content_type");
+    event->time_ms = sqlite3_column_int64(stmt, C_TIME);
+    event->not_before_ms = sqlite3_column_int64(stmt, C_NOT_BEFORE);
+    event->expires_at_ms = sqlite3_column_int64(stmt, C_EXPIRES_AT);
+    if (event->type == NULL)
+        event->type = event->topic;
+    if (event->source == NULL)
+        event->source = reader->source;
+    if (data != NULL) {
+        memcpy(to.at, data, data_bytes);
+        to.at[data_bytes] = '\0';
+        event->data = to.at;
+        event->data_bytes = data_bytes;
+    }
+    if (headers != NULL && to.trouble == NULL &&
+        ie__headers_decode_into(event, block, headers, header_bytes, NULL) != IE_OK)
+        to.trouble = "headers are not a JSON object of strings, integers and booleans with names "
+                     "[a-z0-9]";
+    row->trouble = to.trouble != NULL ? to.trouble : row_trouble(event);
+    batch->count++;
+    return IE_OK;
+}
+
+ie_status
+ie__reader_after(ie__reader *reader, ie__batch *batch, int64_t after, int64_t until, size_t rows_max,
+                 size_t bytes_max, ie_error *err)
+{
+    size_t       taken = 0;
+    ie_status    status = IE_OK;
+    int          rc = SQLITE_DONE;
+
+    if (rows_max > batch->capacity - batch->count)
+        rows_max = batch->capacity - batch->count;
+    if (rows_max == 0)
+        return IE_OK;
+    (void)sqlite3_bind_int64(reader->after, 1, after);
+    (void)sqlite3_bind_int64(reader->after, 2, until);
+    (void)sqlite3_bind_int64(reader->after, 3, (sqlite3_int64)rows_max);
+    while (status == IE_OK && (taken == 0 || taken < bytes_max) &&
+           (rc = sqlite3_step(reader->after)) == SQLITE_ROW) {
+        status = take_row(reader, batch, reader->after, err);
+        if (status == IE_OK)
+            taken += batch->rows[batch->count - 1].bytes;
+    }
+    if (status == IE_OK && rc != SQLITE_ROW && rc != SQLITE_DONE)
+        status = ie__sql_fail(reader->db, rc, "read events", err);
+    (void)sqlite3_reset(reader->after); /* ends the read transaction: none is held while publishing */
+    return status;
+}
+
+ie_status
+ie__reader_at(ie__reader *reader, ie__batch *batch, int64_t position, ie_error *err)
+{
+    ie_status status;
+    int       rc;
+
+    if (batch->count == batch->capacity)
+        return ie_error_set(err, IE_ELIMIT, "read event: the batch is full");
+    (void)sqlite3_bind_int64(reader->at, 1, position);
+    rc = sqlite3_step(reader->at);
+    if (rc == SQLITE_ROW)
+        status = take_row(reader, batch, reader->at, err);
+    else if (rc == SQLITE_DONE)
+        status = ie_error_set(err, IE_ENOTFOUND, "no event at position %lld", (long long)position);
+    else
+        status = ie__sql_fail(reader->db, rc, "read event", err);
+    (void)sqlite3_reset(reader->at);
+    return status;
+}
+
+/* ---- by id ----------------------------------------------------------------------------------- */
+
+static bool
+uuid7_time(int64_t *ms, const char *id)
+{
+    int64_t value = 0;
+    int     digits = 0;
+
+    if (strlen(id) != 36 || id[14] != '7')
+        return false;
+    for (int i = 0; digits < 12; i++) {
+        const char c = id[i];
+
+        if (c == '-')
+            continue;
+        if (c >= '0' && c <= '9')
+            value = value * 16 + (c - '0');
+        else if (c >= 'a' && c <= 'f')
+            value = value * 16 + (c - 'a' + 10);
+        else
+            return false;
+        digits++;
+    }
+    *ms = value;
+    return true;
+}
+
+/* The first position whose time is not before ms, by bisection; times are nearly in order. */
+static ie_status
+position_at_time(int64_t *out, sqlite3 *db, sqlite3_stmt *probe, int64_t low, int64_t high, int64_t ms,
+                 ie_error *err)
+{
+    while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        int           rc;
+
+        (void)sqlite3_bind_int64(probe, 1, middle);
+        rc = sqlite3_step(probe);
+        if (rc == SQLITE_ROW && sqlite3_column_int64(probe, 0) < ms)
+            low = middle + 1;
+        else if (rc == SQLITE_ROW || rc == SQLITE_DONE)
+            high = middle;
+        (void)sqlite3_reset(probe);
+        if (rc != SQLITE_ROW && rc != SQLITE_DONE)
+            return ie__sql_fail(db, rc, "find event", err);
+    }
+    *out = low;
+    return IE_OK;
+}
+
+static ie_status
+find_between(int64_t *out, sqlite3 *db, const char *id, int64_t low, int64_t high, ie_error *err)
+{
+    sqlite3_stmt *stmt = NULL;
+    ie_status     status = ie__sql_prepare(&stmt, db,
+                                           "SELECT position FROM main.ie_event WHERE position BETWEEN ?1"
+                                               " AND ?2 AND id = ?3 ORDER BY position DESC LIMIT 1",
+                                           err);
+
+    if (status == IE_OK) {
+        int rc;
+
+        (void)sqlite3_bind_int64(stmt, 1, low);
+        (void)sqlite3_bind_int64(stmt, 2, high);
+        (void)sqlite3_bind_text(stmt, 3, id, -1, SQLITE_STATIC);
+        rc = sqlite3_step(stmt);
+        if (rc == SQLITE_ROW)
+            *out = sqlite3_column_int64(stmt, 0);
+        else if (rc != SQLITE_DONE)
+            status = ie__sql_fail(db, rc, "find event", err);
+    }
+    (void)sqlite3_finalize(stmt);
+    return status;
+}
+
+ie_status
+ie__log_find(int64_t *out, sqlite3 *db, const char *id, ie_error *err)
+{
+    sqlite3_stmt *probe = NULL;
+    int64_t       oldest = 0;
+    int64_t       newest = 0;
+    int64_t       near = 0;
+    int64_t       ms = 0;
+    ie_status     status;
+
+    *out = 0;
+    status = ie__sql_int(&oldest, db, "SELECT min(position) FROM main.ie_event", 0, err);
+    if (status == IE_OK)
+        status = ie__sql_int(&newest, db, "SELECT max(position) FROM main.ie_event", 0, err);
+    if (status == IE_OK && uuid7_time(&ms, id) && newest - oldest > 20000) {
+        status = ie__sql_prepare(
+            &probe, db, "SELECT time FROM main.ie_event WHERE position >= ?1 ORDER BY position LIMIT 1",
+            err);
+        if (status == IE_OK)
+            status = position_at_time(&near, db, probe, oldest, newest, ms, err);
+        (void)sqlite3_finalize(probe);
+        if (status == IE_OK)
+            status = find_between(out, db, id, near - 5000, near + 5000, err);
+    }
+    if (status == IE_OK && *out == 0)
+        status = find_between(out, db, id, INT64_MIN, INT64_MAX, err);
+    return status;
+}
