@@ -15,6 +15,7 @@ static const ie_publisher_ops *const TABLES[] = {
     &ie__publisher_file,
 #ifdef IE_HAVE_SOCKET_BUS
     &ie__publisher_socket,
+    &ie__publisher_unix,
 #endif
 };
 

@@ -98,7 +98,7 @@ typedef struct ie_publisher_ops {
 typedef struct ie_publishers ie_publishers;
 
 /**
- * The publishers that this library was built with: "memory", "file", "socket". Shared and
+ * The publishers that this library was built with: "memory", "file", "socket", "unix". Shared and
  * unchangeable; copy it with ie_publishers_new() to add to it. Never NULL. Threads: any.
  */
 IE_API const ie_publishers *ie_publishers_builtin(void);

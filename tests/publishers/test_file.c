@@ -298,6 +298,18 @@ START_TEST(event_that_cannot_be_encoded_is_rejected_alone)
 }
 END_TEST
 
+START_TEST(payload_printed_over_lines_is_one_line)
+{
+    void *file = file_open();
+
+    events[0].data = "{\r\n  \"a\": \"\\n\",\n\t\"b\": [1,\n2]\n}\n";
+    events[0].data_bytes = strlen(events[0].data);
+    publish_expect(file, 2, IE_DELIVERED);
+    ie__publisher_file.close(file);
+    ck_assert_uint_eq(lines_in(path), 2);
+}
+END_TEST
+
 START_TEST(large_batch_goes_out_in_parts)
 {
     char *data = malloc(IE_DATA_BYTES_MAX);
@@ -469,6 +481,7 @@ main(void)
     tcase_add_test(cases, rotated_file_is_opened_anew);
     tcase_add_test(cases, full_disk_leaves_whole_lines_and_nothing_unacknowledged);
     tcase_add_test(cases, event_that_cannot_be_encoded_is_rejected_alone);
+    tcase_add_test(cases, payload_printed_over_lines_is_one_line);
     tcase_add_test(cases, large_batch_goes_out_in_parts);
     tcase_add_test(cases, what_is_no_regular_file_is_unreachable);
     tcase_add_test(cases, bad_urls_are_refused);
