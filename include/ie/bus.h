@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 #define IE_BUS_URL_DEFAULT "socket://127.0.0.1:9100"
-#define IE_BUS_GROUP_BYTES_MAX 255 /* a group's name; same rules as one word of a topic */
+#define IE_BUS_GROUP_BYTES_MAX 255 /* a group's name; same rules as a topic */
 #define IE_BUS_NAME_BYTES_MAX 255  /* a client's or a server's name */
 
 /*
@@ -49,7 +49,9 @@ extern "C" {
     X(IE_BUS_CODE_DENIED, 14, "not allowed")                                                       \
     X(IE_BUS_CODE_MEMORY, 15, "the bus is short of memory")                                        \
     X(IE_BUS_CODE_EXISTS, 16, "already in use")                                                    \
-    X(IE_BUS_CODE_DONE, 17, "done")
+    X(IE_BUS_CODE_DONE, 17, "done")                                                                \
+    X(IE_BUS_CODE_REJECTED, 18, "the subscriber's handler rejected it for good")                   \
+    X(IE_BUS_CODE_UNAVAILABLE, 19, "what the subscriber's handler needs is down")
 
 typedef enum ie_bus_code {
 #define IE_BUS_CODE_ENUM(name, value, text) name = value,
@@ -76,7 +78,7 @@ typedef struct ie_bus_server_options {
 
     uint64_t out_bytes_max;       /* waiting for one client; 8 MiB. Beyond: it is disconnected */
     uint64_t out_bytes_total_max; /* waiting for all clients together; 256 MiB */
-    uint64_t group_bytes_max;     /* waiting for one group; 8 MiB. Beyond: publishes are refused */
+    uint64_t group_bytes_max;     /* waiting for one group; 32 MiB. Beyond: publishes are refused */
     uint64_t memory_bytes_max;    /* all buffers together; 512 MiB. Beyond: publishes are refused */
 
     uint32_t data_bytes_max;               /* payload of one event; 1 MiB, not more */
@@ -85,7 +87,7 @@ typedef struct ie_bus_server_options {
     uint32_t unauthenticated_max;          /* connections that have not said hello; 128 */
     uint32_t subscriptions_max;            /* of all connections; 100,000 */
     uint32_t subscriptions_per_client_max; /* 256 */
-    uint32_t publishes_in_flight_max;      /* unanswered, per connection; 65,536 */
+    uint32_t publishes_in_flight_max;      /* unanswered, per connection; 8,192 */
     uint32_t credit_max;                   /* unacknowledged deliveries per subscription; 10,000 */
     uint32_t group_events_max;             /* waiting for one group; 10,000 */
     uint32_t hello_timeout_ms;             /* accept to hello; 5,000 */
@@ -279,7 +281,7 @@ typedef void (*ie_bus_answer_fn)(void *user, const ie_bus_answer *answer);
  * @param event     borrowed for the call.
  * @param answered  called once if, and only if, IE_OK was returned; NULL: nobody asks. Statuses:
  *                  IE_OK; IE_EREFUSED (code says: no subscribers, subscriber gone, ...);
- *                  IE_EHANDLER (a subscriber's handler refused); IE_ETIMEDOUT (a subscriber did
+ *                  IE_EHANDLER (a subscriber's handler failed; code says how); IE_ETIMEDOUT (a subscriber did
  *                  not answer); IE_ELIMIT (bus short of room); IE_ETOOBIG; IE_EINVAL;
  *                  IE_EUNREACHABLE (connection lost before the answer: it may or may not have
  *                  been handled); IE_ECLOSED.
@@ -306,8 +308,10 @@ IE_API ie_status ie_bus_client_publish_wait(ie_bus_client *client, const ie_even
  * While it runs, nothing else of this client does: a handler that takes long belongs on a thread
  * of its own.
  *
- * @return IE_OK: handled. Anything else, on an acknowledged subscription: refused; the publisher
- *         is told, and an outbox sends the event again. On a live one it is logged.
+ * @return IE_OK: handled. On an acknowledged subscription anything else reaches the publisher, and
+ *         an outbox behind it acts on it: IE_EREFUSED: never again (dead letter at once);
+ *         IE_EUNREACHABLE: what the handler needs is down (spends nothing); IE_EHANDLER or any
+ *         other: retry. On a live one it is logged, no more.
  */
 typedef ie_status (*ie_bus_event_fn)(void *user, const ie_event *event);
 

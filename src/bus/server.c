@@ -1,0 +1,516 @@
+/* The server's life: options, addresses, thread, clocks, drain. */
+#include <ie/bus.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "server.h"
+
+#define OPTIONS_SIZE_MIN sizeof(ie_bus_server_options)
+#define BACKLOG 1024
+#define GROUP_BUCKETS 4096 /* a power of two */
+
+/* ---- options -------------------------------------------------------------------------------- */
+
+void
+ie_bus_server_options_init(ie_bus_server_options *options, size_t size)
+{
+    if (size < sizeof(size_t))
+        return;
+    memset(options, 0, size);
+    options->size = size;
+}
+
+#define OFFSET(field) offsetof(ie_bus_server_options, field)
+
+static const struct {
+    const char *name;
+    size_t      offset;
+    uint64_t    value; /* the default */
+    uint64_t    max;
+} LIMITS_64[] = {
+    {"out_bytes_max", OFFSET(out_bytes_max), 8u << 20, UINT64_C(1) << 40},
+    {"out_bytes_total_max", OFFSET(out_bytes_total_max), 256u << 20, UINT64_C(1) << 40},
+    {"group_bytes_max", OFFSET(group_bytes_max), 32u << 20, UINT64_C(1) << 40},
+    {"memory_bytes_max", OFFSET(memory_bytes_max), 512u << 20, UINT64_C(1) << 40},
+};
+
+static const struct {
+    const char *name;
+    size_t      offset;
+    uint32_t    value; /* the default */
+    uint32_t    max;
+} LIMITS_32[] = {
+    {"data_bytes_max", OFFSET(data_bytes_max), IE_DATA_BYTES_MAX, IE_DATA_BYTES_MAX},
+    {"connections_max", OFFSET(connections_max), 4096, 1000000},
+    {"connections_per_address_max", OFFSET(connections_per_address_max), 0, 1000000},
+    {"unauthenticated_max", OFFSET(unauthenticated_max), 128, 1000000},
+    {"subscriptions_max", OFFSET(subscriptions_max), 100000, 10000000},
+    {"subscriptions_per_client_max", OFFSET(subscriptions_per_client_max), 256, 100000},
+    {"publishes_in_flight_max", OFFSET(publishes_in_flight_max), 8192, 1u << 20},
+    {"credit_max", OFFSET(credit_max), 10000, 1u << 20},
+    {"group_events_max", OFFSET(group_events_max), 10000, 10000000},
+    {"hello_timeout_ms", OFFSET(hello_timeout_ms), 5000, 3600000},
+    {"frame_timeout_ms", OFFSET(frame_timeout_ms), 30000, 3600000},
+    {"ping_interval_ms", OFFSET(ping_interval_ms), 20000, 3600000},
+    {"ping_missed_max", OFFSET(ping_missed_max), 2, 100},
+    {"ack_timeout_ms", OFFSET(ack_timeout_ms), 30000, 86400000},
+    {"drain_ms", OFFSET(drain_ms), 30000, 3600000},
+};
+
+static ie_status
+options_import(ie_bus_server_options *out, const ie_bus_server_options *given, ie_error *err)
+{
+    ie_status status = IE_OK;
+
+    ie_bus_server_options_init(out, sizeof *out);
+    if (given != NULL)
+        status = ie__struct_import(out, sizeof *out, given, OPTIONS_SIZE_MIN);
+    if (status != IE_OK)
+        return ie_error_set(err, status, "bus options: %s",
+                            status == IE_EINVAL ? "size is not set; use IE_BUS_SERVER_OPTIONS_INIT"
+                                                : "made for a newer library");
+    if (out->reserved != 0)
+        return ie_error_set(err, IE_EINVAL, "bus options: reserved is not 0");
+    if (out->data_dir != NULL)
+        return ie_error_set(err, IE_ENOTSUP,
+                            "data_dir: this version of the bus stores nothing; leave it out");
+    for (size_t i = 0; i < sizeof LIMITS_64 / sizeof *LIMITS_64; i++) {
+        uint64_t *value = (uint64_t *)(void *)((char *)out + LIMITS_64[i].offset);
+
+        if (*value > LIMITS_64[i].max)
+            return ie_error_set(err, IE_EINVAL, "%s: at most %llu", LIMITS_64[i].name,
+                                (unsigned long long)LIMITS_64[i].max);
+        if (*value == 0)
+            *value = LIMITS_64[i].value;
+    }
+    for (size_t i = 0; i < sizeof LIMITS_32 / sizeof *LIMITS_32; i++) {
+        uint32_t *value = (uint32_t *)(void *)((char *)out + LIMITS_32[i].offset);
+
+        if (*value > LIMITS_32[i].max)
+            return ie_error_set(err, IE_EINVAL, "%s: at most %u", LIMITS_32[i].name,
+                                LIMITS_32[i].max);
+        if (*value == 0)
+            *value = LIMITS_32[i].value;
+    }
+    return IE_OK;
+}
+
+/* ---- addresses ------------------------------------------------------------------------------ */
+
+static void
+listener_on_connection(uv_stream_t *handle, int status)
+{
+    ie__listener *listener = handle->data;
+
+    if (status == 0)
+        ie__conn_accept(listener->server, listener);
+}
+
+/* A socket file that nobody answers on is left from a crash. One that is answered is in use, and
+ * anything but a socket is not ours to remove. */
+static ie_status
+unix_make_way(const char *path, ie_error *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct stat        st;
+    int                fd;
+    int                error;
+
+    if (lstat(path, &st) != 0)
+        return IE_OK;
+    if (!S_ISSOCK(st.st_mode))
+        return ie_error_set(err, IE_EEXIST, "%s exists and is not a socket", path);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return ie_error_set(err, IE_EIO, "%s: %s", path, strerror(errno));
+    memcpy(address.sun_path, path, strlen(path) + 1);
+    error = connect(fd, (struct sockaddr *)&address, sizeof address) == 0 ? 0 : errno;
+    (void)close(fd);
+    if (error == ECONNREFUSED)
+        return unlink(path) == 0
+                   ? IE_OK
+                   : ie_error_set(err, IE_EIO, "%s: %s", path, strerror(errno));
+    return ie_error_set(err, error == 0 || error == EAGAIN ? IE_EEXIST : IE_EIO, "%s: %s", path,
+                        error == 0 || error == EAGAIN ? "another bus listens there"
+                                                      : strerror(error));
+}
+
+static ie_status
+listen_fail(ie_error *err, const char *url, int error)
+{
+    return ie_error_set(err, error == UV_EADDRINUSE ? IE_EEXIST : IE_EIO, "listen on %s: %s", url,
+                        uv_strerror(error));
+}
+
+static ie_status
+listen_unix(ie__listener *listener, const ie__address *address, ie_error *err)
+{
+    ie_status status = unix_make_way(address->path, err);
+    int       error;
+
+    if (status != IE_OK)
+        return status;
+    (void)uv_pipe_init(&listener->server->loop, &listener->uv.pipe, 0);
+    listener->is_open = true;
+    error = uv_pipe_bind(&listener->uv.pipe, address->path);
+    if (error == 0 && chmod(address->path, S_IRUSR | S_IWUSR) != 0) /* before anyone can connect */
+        error = uv_translate_sys_error(errno);
+    if (error == 0)
+        error = uv_listen(&listener->uv.stream, BACKLOG, listener_on_connection);
+    if (error != 0)
+        return listen_fail(err, listener->url, error);
+    ie__address_text(listener->url, address);
+    return IE_OK;
+}
+
+static ie_status
+listen_tcp(ie__listener *listener, ie__address *address, ie_error *err)
+{
+    struct sockaddr_storage sockaddr;
+    int                     size = sizeof sockaddr;
+    int                     error;
+
+    if (strcmp(address->host, "localhost") == 0)
+        (void)snprintf(address->host, sizeof address->host, "127.0.0.1");
+    if (!ie__address_numeric(&sockaddr, address->host, address->port))
+        return ie_error_set(err, IE_EINVAL, "listen on %s: give an IP address or localhost",
+                            address->host);
+    if (!ie__sockaddr_is_loopback((struct sockaddr *)&sockaddr))
+        return ie_error_set(err, IE_EDENIED,
+                            "listen on %s: only loopback addresses (127.0.0.1, ::1) without TLS "
+                            "and authentication, which this version lacks",
+                            address->host);
+    error = uv_tcp_init(&listener->server->loop, &listener->uv.tcp);
+    if (error != 0)
+        return listen_fail(err, listener->url, error);
+    listener->is_open = true;
+    error = uv_tcp_bind(&listener->uv.tcp, (struct sockaddr *)&sockaddr, 0);
+    if (error == 0)
+        error = uv_listen(&listener->uv.stream, BACKLOG, listener_on_connection);
+    if (error == 0)
+        error = uv_tcp_getsockname(&listener->uv.tcp, (struct sockaddr *)&sockaddr, &size);
+    if (error != 0)
+        return listen_fail(err, listener->url, error);
+    address->port = ie__sockaddr_port((struct sockaddr *)&sockaddr);
+    ie__address_text(listener->url, address);
+    return IE_OK;
+}
+
+static ie_status
+server_listen(ie_bus_server *server, const char *text, ie_error *err)
+{
+    static const char *const NO_OPTIONS[] = {NULL};
+    ie__listener            *listener = &server->listeners[server->listener_count];
+    ie__url                 *url = ie__alloc(sizeof *url);
+    const size_t             length = strlen(text);
+    const bool               is_any = length > 2 && strcmp(text + length - 2, ":0") == 0;
+    char                     plain[IE__URL_BYTES_MAX + 1];
+    ie__address              address;
+    ie_status                status;
+
+    if (url == NULL)
+        return ie_error_set(err, IE_ENOMEM, "no memory for an address");
+    listener->server = server;
+    /* Only here may a port be 0, which means any free one; a URL to connect to has none such. */
+    (void)snprintf(plain, sizeof plain, "%.*s", (int)(is_any ? length - 2 : length), text);
+    status = ie__address_parse(&address, url, plain, err);
+    if (status == IE_OK)
+        status = ie__url_known_options(url, NO_OPTIONS, err);
+    if (status == IE_OK) {
+        if (address.port == 0 && !is_any)
+            address.port = IE__ADDRESS_PORT_DEFAULT;
+        (void)snprintf(listener->url, sizeof listener->url, "%.500s", text);
+        status = address.is_unix ? listen_unix(listener, &address, err)
+                                 : listen_tcp(listener, &address, err);
+    }
+    if (listener->is_open) { /* counted even when it failed: somebody has to close it */
+        listener->uv.handle.data = listener;
+        listener->is_unix = address.is_unix;
+        server->listener_count++;
+    }
+    ie__free(url);
+    return status;
+}
+
+/* ---- the end -------------------------------------------------------------------------------- */
+
+static void
+server_finish(ie_bus_server *server)
+{
+    if (server->is_finished)
+        return;
+    server->is_finished = true;
+    while (server->conns != NULL) {
+        server->was_cut = true;
+        ie__conn_doom(server->conns, IE_BUS_CODE_SHUTTING_DOWN, "the bus is shutting down");
+        ie__conn_end(server->conns);
+    }
+    ie__net_fini(&server->net);
+    uv_close((uv_handle_t *)&server->tick, NULL);
+    uv_close((uv_handle_t *)&server->drain, NULL);
+    uv_close((uv_handle_t *)&server->async, NULL);
+}
+
+static void
+server_on_drained(uv_timer_t *timer)
+{
+    server_finish(timer->data);
+}
+
+static void
+server_close_listeners(ie_bus_server *server)
+{
+    for (size_t i = 0; i < server->listener_count; i++) {
+        if (server->listeners[i].is_open)
+            uv_close(&server->listeners[i].uv.handle, NULL);
+        server->listeners[i].is_open = false;
+    }
+}
+
+static void
+server_on_async(uv_async_t *async)
+{
+    ie_bus_server *server = async->data;
+    uint32_t       drain_ms;
+    bool           is_asked;
+
+    (void)pthread_mutex_lock(&server->mutex);
+    is_asked = server->stop_requested;
+    drain_ms = server->stop_drain_ms;
+    (void)pthread_mutex_unlock(&server->mutex);
+    if (!is_asked || server->is_draining)
+        return;
+    server->is_draining = true;
+    server_close_listeners(server);
+    for (ie__conn *conn = server->conns; conn != NULL; conn = conn->next)
+        if (!conn->is_doomed)
+            ie__conn_say_goodbye(conn);
+    ie__log(&server->options.logger, IE_LOG_INFO, "bus", "draining %u connections",
+            server->conn_count);
+    (void)uv_timer_start(&server->drain, server_on_drained, drain_ms, 0);
+}
+
+static void
+server_end_of_turn(void *user)
+{
+    ie_bus_server *server = user;
+
+    while (server->doomed != NULL)
+        ie__conn_end(server->doomed);
+    server->stats.connections = server->conn_count;
+    server->stats.subscriptions = server->sub_count;
+    server->stats.groups = server->group_count;
+    server->stats.out_bytes = server->net.pending_bytes;
+    server->stats.held_events = server->held_count;
+    server->stats.memory_bytes = server->net.memory_bytes + server->held_bytes;
+    server->stats.bytes_in = server->net.bytes_in;
+    server->stats.bytes_out = server->net.bytes_out;
+    (void)pthread_mutex_lock(&server->mutex);
+    server->shown = server->stats;
+    (void)pthread_mutex_unlock(&server->mutex);
+    if (server->is_draining && server->conns == NULL && server->net.linger_count == 0)
+        server_finish(server);
+}
+
+static void
+server_on_tick(uv_timer_t *timer)
+{
+    ie_bus_server *server = timer->data;
+    const int64_t  now_ms = (int64_t)uv_now(&server->loop);
+
+    for (ie__conn *conn = server->conns; conn != NULL; conn = conn->next)
+        ie__conn_tick(conn, now_ms);
+    for (size_t i = 0; i < server->listener_count; i++)
+        if (server->listeners[i].is_open && server->listeners[i].is_waiting)
+            ie__conn_accept(server, &server->listeners[i]);
+}
+
+/* Often enough that a timeout is at most a quarter late, and not more than that. */
+static uint64_t
+tick_ms(const ie_bus_server_options *options)
+{
+    const uint32_t timeouts[] = {options->hello_timeout_ms, options->frame_timeout_ms,
+                                 options->ping_interval_ms, options->ack_timeout_ms};
+    uint64_t       least = 4000;
+
+    for (size_t i = 0; i < sizeof timeouts / sizeof *timeouts; i++)
+        if (timeouts[i] < least)
+            least = timeouts[i];
+    return least / 4 > 10 ? least / 4 : 10;
+}
+
+static void *
+server_main(void *arg)
+{
+    ie_bus_server *server = arg;
+
+    ie__net_thread_enter("ie-bus");
+    (void)uv_run(&server->loop, UV_RUN_DEFAULT);
+    return NULL;
+}
+
+/* ---- the beginning -------------------------------------------------------------------------- */
+
+static void
+server_free(ie_bus_server *server)
+{
+    ie__net_free(&server->net);
+    ie__topics_free(server->topics);
+    ie__free(server->groups);
+    ie__free(server->name);
+    (void)pthread_mutex_destroy(&server->mutex);
+    ie__free(server);
+}
+
+/* The loop and everything that can fail before the thread exists. */
+static ie_status
+server_prepare(ie_bus_server *server, ie_error *err)
+{
+    static const char *const DEFAULT_LISTEN[] = {IE_BUS_URL_DEFAULT};
+    const char *const       *listen = server->options.listen;
+    size_t                   count = server->options.listen_count;
+    ie_status                status = IE_OK;
+
+    if (count == 0 || listen == NULL) {
+        listen = DEFAULT_LISTEN;
+        count = 1;
+    }
+    if (count > IE__LISTEN_MAX)
+        return ie_error_set(err, IE_EINVAL, "more than %d addresses to listen on", IE__LISTEN_MAX);
+    for (size_t i = 0; i < count && status == IE_OK; i++)
+        status = server_listen(server, listen[i], err);
+    return status;
+}
+
+ie_status
+ie_bus_server_start(ie_bus_server **out, const ie_bus_server_options *options, ie_error *err)
+{
+    ie_bus_server_options imported;
+    ie_bus_server        *server;
+    ie_status             status = options_import(&imported, options, err);
+    const char           *name;
+
+    if (status != IE_OK)
+        return status;
+    name = imported.name != NULL ? imported.name : "ie";
+    if (strlen(name) == 0 || strlen(name) > IE_BUS_NAME_BYTES_MAX ||
+        ie_topic_check(name, NULL) != IE_OK)
+        return ie_error_set(err, IE_EINVAL, "name: letters, digits and dots, like a topic");
+    server = ie__calloc(1, sizeof *server);
+    if (server == NULL)
+        return ie_error_set(err, IE_ENOMEM, "no memory for a bus");
+    (void)pthread_mutex_init(&server->mutex, NULL);
+    server->options = imported;
+    server->name = ie__strdup(name);
+    server->topics = ie__topics_new();
+    server->group_buckets = GROUP_BUCKETS;
+    server->groups = ie__calloc(GROUP_BUCKETS, sizeof(ie__group *));
+    if (server->name == NULL || server->topics == NULL || server->groups == NULL) {
+        server_free(server);
+        return ie_error_set(err, IE_ENOMEM, "no memory for a bus");
+    }
+    if (uv_loop_init(&server->loop) != 0) {
+        server_free(server);
+        return ie_error_set(err, IE_EIO, "cannot make an event loop: out of file descriptors?");
+    }
+    if (uv_async_init(&server->loop, &server->async, server_on_async) != 0 ||
+        ie__net_init(&server->net, &server->loop) != IE_OK) {
+        server->net.loop = NULL;
+        status = ie_error_set(err, IE_ENOMEM, "cannot set up an event loop");
+        if (server->async.loop != NULL)
+            uv_close((uv_handle_t *)&server->async, NULL);
+        (void)uv_run(&server->loop, UV_RUN_DEFAULT);
+        (void)uv_loop_close(&server->loop);
+        server_free(server);
+        return status;
+    }
+    (void)uv_timer_init(&server->loop, &server->tick);
+    (void)uv_timer_init(&server->loop, &server->drain);
+    server->async.data = server->tick.data = server->drain.data = server;
+    server->net.end_of_turn = server_end_of_turn;
+    server->net.user = server;
+    server->shown.size = server->stats.size = sizeof server->stats;
+    status = server_prepare(server, err);
+    if (status == IE_OK) {
+        const uint64_t every = tick_ms(&server->options);
+
+        server->options.listen = NULL; /* the caller's; not ours to keep */
+        server->options.name = NULL;
+        (void)uv_timer_start(&server->tick, server_on_tick, every, every);
+        if (pthread_create(&server->thread, NULL, server_main, server) != 0)
+            status = ie_error_set(err, IE_EIO, "cannot start a thread");
+    }
+    if (status != IE_OK) {
+        server_close_listeners(server);
+        server_finish(server);
+        (void)uv_run(&server->loop, UV_RUN_DEFAULT);
+        (void)uv_loop_close(&server->loop);
+        server_free(server);
+        return status;
+    }
+    for (size_t i = 0; i < server->listener_count; i++)
+        ie__log(&server->options.logger, IE_LOG_INFO, "bus", "listening on %s",
+                server->listeners[i].url);
+    *out = server;
+    return IE_OK;
+}
+
+size_t
+ie_bus_server_address_count(const ie_bus_server *server)
+{
+    return server->listener_count;
+}
+
+const char *
+ie_bus_server_address(const ie_bus_server *server, size_t index)
+{
+    return index < server->listener_count ? server->listeners[index].url : NULL;
+}
+
+ie_status
+ie_bus_server_stop(ie_bus_server *server, uint32_t drain_ms)
+{
+    bool is_joined;
+
+    (void)pthread_mutex_lock(&server->mutex);
+    is_joined = server->is_joined;
+    server->is_joined = true;
+    if (!is_joined) {
+        server->stop_requested = true;
+        server->stop_drain_ms = drain_ms;
+    }
+    (void)pthread_mutex_unlock(&server->mutex);
+    if (is_joined)
+        return IE_OK;
+    (void)uv_async_send(&server->async);
+    (void)pthread_join(server->thread, NULL);
+    (void)uv_loop_close(&server->loop);
+    return server->was_cut ? IE_ETIMEDOUT : IE_OK;
+}
+
+void
+ie_bus_server_stats_get(ie_bus_server *server, ie_bus_server_stats *stats)
+{
+    const size_t size = stats->size < sizeof *stats ? stats->size : sizeof *stats;
+    const size_t given = stats->size;
+
+    if (given < sizeof(size_t))
+        return;
+    (void)pthread_mutex_lock(&server->mutex);
+    memcpy(stats, &server->shown, size);
+    (void)pthread_mutex_unlock(&server->mutex);
+    stats->size = given;
+}
+
+void
+ie_bus_server_close(ie_bus_server *server)
+{
+    if (server == NULL)
+        return;
+    (void)ie_bus_server_stop(server, server->options.drain_ms);
+    server_free(server);
+}
