@@ -2,7 +2,8 @@
  * A JSON scanner without a tree, a stack of calls, or memory: RFC 8259 to the letter.
  *
  * Where it differs from jansson (the fuzzer knows these): numbers may be of any size, since they
- * are not converted; nesting ends at IE__JSON_DEPTH_MAX; "\u0000" is legal, also in a name.
+ * are not converted; nesting ends at IE__JSON_DEPTH_MAX; "\u0000" is legal, also in a name; a NUL
+ * byte behind the value is no end.
  */
 #include "json.h"
 
@@ -299,10 +300,14 @@ refuse(const fault *f, const char *json, ie_error *err)
 ie_status
 ie__json_check(const char *json, size_t bytes, ie_error *err)
 {
-    const byte *at = (const byte *)json;
-    const byte *end = at + bytes;
+    const byte *at;
+    const byte *end;
     fault       f;
 
+    if (bytes == 0)
+        json = ""; /* no arithmetic on NULL */
+    at = (const byte *)json;
+    end = at + bytes;
     at = scan_value(skip_space(at, end), end, IE__JSON_DEPTH_MAX, &f);
     if (at != NULL) {
         at = skip_space(at, end);
@@ -335,10 +340,14 @@ ie__json_walk(const char *json, size_t bytes, ie__json_kind expected, ie__json_m
     /* What passed ie__json_check() must still pass inside an envelope, and that in an array. */
     const unsigned depth_max = IE__JSON_DEPTH_MAX + (is_object ? 0 : 1);
     const byte  closer = is_object ? '}' : ']';
-    const byte *end = (const byte *)json + bytes;
-    const byte *at = skip_space((const byte *)json, end);
+    const byte *end;
+    const byte *at;
     fault       f;
 
+    if (bytes == 0)
+        json = ""; /* no arithmetic on NULL */
+    end = (const byte *)json + bytes;
+    at = skip_space((const byte *)json, end);
     if (at == end || *at != (is_object ? '{' : '[')) {
         (void)fail(&f, at, is_object ? "not an object" : "not an array");
         return refuse(&f, json, err);
