@@ -1,6 +1,7 @@
 /*
- * The inbox: the handler's writes and the event's id in one transaction, so that handling takes effect
- * once. The id is inserted first: whoever comes second with the same id finds it, or waits for the lock.
+ * The inbox: the handler's writes and the event's id in one transaction, so that handling takes
+ * effect once. The id is inserted first: whoever comes second with the same id finds it, or waits
+ * for the lock.
  */
 #include <ie/inbox.h>
 
@@ -41,14 +42,15 @@ inbox_enter(sqlite3 *db, const char *group, const ie_event *event, bool *first, 
     const int64_t digest = event_digest(event);
     sqlite3_stmt *stmt = NULL;
     ie_status     status = ie__sql_prepare(
-        &stmt, db,
-        "INSERT INTO main.ie_inbox (group_name, source, id, digest, handled_at)"
-            " VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (group_name, id, source) DO NOTHING",
-        err);
+            &stmt, db,
+            "INSERT INTO main.ie_inbox (group_name, source, id, digest, handled_at)"
+                " VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (group_name, id, source) DO NOTHING",
+            err);
 
     if (status == IE_OK) {
         (void)sqlite3_bind_text(stmt, 1, group, -1, SQLITE_STATIC);
-        (void)sqlite3_bind_text(stmt, 2, event->source != NULL ? event->source : "", -1, SQLITE_STATIC);
+        (void)sqlite3_bind_text(stmt, 2, event->source != NULL ? event->source : "", -1,
+                                SQLITE_STATIC);
         (void)sqlite3_bind_text(stmt, 3, event->id, -1, SQLITE_STATIC);
         (void)sqlite3_bind_int64(stmt, 4, digest);
         (void)sqlite3_bind_int64(stmt, 5, ie__wall_ms(&ie__system_clock));
@@ -59,22 +61,25 @@ inbox_enter(sqlite3 *db, const char *group, const ie_event *event, bool *first, 
     stmt = NULL;
     if (status != IE_OK || *first)
         return status;
-    status = ie__sql_prepare(&stmt, db,
-                             "SELECT digest FROM main.ie_inbox WHERE group_name = ?1 AND source = ?2"
-                             " AND id = ?3",
-                             err);
+    status =
+        ie__sql_prepare(&stmt, db,
+                        "SELECT digest FROM main.ie_inbox WHERE group_name = ?1 AND source = ?2"
+                        " AND id = ?3",
+                        err);
     if (status == IE_OK) {
         (void)sqlite3_bind_text(stmt, 1, group, -1, SQLITE_STATIC);
-        (void)sqlite3_bind_text(stmt, 2, event->source != NULL ? event->source : "", -1, SQLITE_STATIC);
+        (void)sqlite3_bind_text(stmt, 2, event->source != NULL ? event->source : "", -1,
+                                SQLITE_STATIC);
         (void)sqlite3_bind_text(stmt, 3, event->id, -1, SQLITE_STATIC);
         if (sqlite3_step(stmt) != SQLITE_ROW)
-            status = ie_error_set(err, IE_ESWALLOWED, "inbox: a trigger on ie_inbox swallowed event %s",
-                                  event->id);
+            status = ie_error_set(err, IE_ESWALLOWED,
+                                  "inbox: a trigger on ie_inbox swallowed event %s", event->id);
         else if (sqlite3_column_int64(stmt, 0) != digest)
-            status = ie_error_set(err, IE_ECONFLICT,
-                                  "inbox: event %s of %s came before with other content; somebody used "
-                                  "an id twice",
-                                  event->id, event->source != NULL ? event->source : "");
+            status =
+                ie_error_set(err, IE_ECONFLICT,
+                             "inbox: event %s of %s came before with other content; somebody used "
+                             "an id twice",
+                             event->id, event->source != NULL ? event->source : "");
     }
     (void)sqlite3_finalize(stmt);
     return status;
@@ -93,8 +98,9 @@ ie_inbox_once(sqlite3 *db, const char *group, const ie_event *event, ie_inbox_ha
         return status;
     if (db == NULL || handler == NULL || event == NULL || event->size < sizeof *event ||
         event->id == NULL || event->id[0] == '\0' || event->topic == NULL)
-        return ie_error_set(err, IE_EINVAL, "inbox: needs a database, a handler, and an event with id and "
-                                            "topic");
+        return ie_error_set(err, IE_EINVAL,
+                            "inbox: needs a database, a handler, and an event with id and "
+                            "topic");
     status = is_nested ? ie__sql_exec(db, "SAVEPOINT ie_inbox", err) : ie__sql_begin(db, err);
     if (status != IE_OK)
         return status;
@@ -102,15 +108,16 @@ ie_inbox_once(sqlite3 *db, const char *group, const ie_event *event, ie_inbox_ha
     if (status == IE_OK && is_first) {
         status = handler(user, db, event);
         if (status != IE_OK)
-            (void)ie_error_set(err, status, "inbox: the handler of group %s failed on event %s", group,
-                               event->id);
+            (void)ie_error_set(err, status, "inbox: the handler of group %s failed on event %s",
+                               group, event->id);
     }
     if (sqlite3_get_autocommit(db) != 0) {
         ie_error_clear(err);
-        return ie_error_set(err, IE_ETXN_ABORTED,
-                            "inbox: the transaction ended inside the handler of group %s (event %s): SQLite "
-                            "gave it up, or the handler did",
-                            group, event->id);
+        return ie_error_set(
+            err, IE_ETXN_ABORTED,
+            "inbox: the transaction ended inside the handler of group %s (event %s): SQLite "
+            "gave it up, or the handler did",
+            group, event->id);
     }
     if (status == IE_OK)
         status = ie__sql_exec(db, end, err);
@@ -136,10 +143,11 @@ ie_inbox_purge(sqlite3 *db, const char *group, uint32_t retention_s, uint32_t ho
     if (status != IE_OK)
         return status;
     if (retention_s < horizon_s)
-        return ie_error_set(err, IE_EINVAL,
-                            "inbox: a retention of %u s is shorter than the %u s within which the sender "
-                            "may deliver again; an event would be handled twice",
-                            retention_s, horizon_s);
+        return ie_error_set(
+            err, IE_EINVAL,
+            "inbox: a retention of %u s is shorter than the %u s within which the sender "
+            "may deliver again; an event would be handled twice",
+            retention_s, horizon_s);
     status = ie__sql_prepare(&stmt, db,
                              "DELETE FROM main.ie_inbox WHERE (group_name, id, source) IN (SELECT"
                              " group_name, id, source FROM main.ie_inbox WHERE group_name = ?1"

@@ -6,7 +6,7 @@
 
 #include "url.h"
 
-/* ---- handing out ------------------------------------------------------------------------------------------------- */
+/* ---- handing out ---- */
 
 /* True when something was handed out. */
 static bool
@@ -19,7 +19,8 @@ lane_dispatch(ie__lane *lane, ie_error *err)
 
     if (lane->breaker == IE_BREAKER_OPEN && now >= lane->breaker_until_ms && lane->in_flight == 0)
         ie__breaker_try(lane);
-    if (lane->breaker == IE_BREAKER_OPEN || now < lane->strict_until_ms || now >= lane->lease_until_ms)
+    if (lane->breaker == IE_BREAKER_OPEN || now < lane->strict_until_ms ||
+        now >= lane->lease_until_ms)
         return false;
     if (lane->breaker == IE_BREAKER_TRYING)
         limit = 1;
@@ -39,7 +40,8 @@ lane_dispatch(ie__lane *lane, ie_error *err)
         if (state_of(at) != S_READY)
             continue;
         if (at->event->expires_at_ms != 0 && at->event->expires_at_ms <= wall_ms) {
-            ie__slot_finish(lane, index, O_EXPIRED, "expires_at had passed before it could be sent");
+            ie__slot_finish(lane, index, O_EXPIRED,
+                            "expires_at had passed before it could be sent");
             continue;
         }
         state_set(at, S_SENT);
@@ -67,7 +69,7 @@ lane_dispatch(ie__lane *lane, ie_error *err)
     return true;
 }
 
-/* ---- one step --------------------------------------------------------------------------------------------------------- */
+/* ---- one step ---- */
 
 /* True when it got somewhere, so that another round may too. */
 static bool
@@ -119,20 +121,22 @@ step_news(ie__lane *lane, bool progress, ie__lane_news *news)
     }
     if (lane->in_flight > 0)
         earlier(&news->wake_at_ms, lane->timeout_check_ms > now ? lane->timeout_check_ms : now + 1);
-    if (lane->unmarked_since_ms != 0 && (ie__lane_decided_end(lane) > lane->head || lane->retries_done > 0 || lane->strict_put))
+    if (lane->unmarked_since_ms != 0 &&
+        (ie__lane_decided_end(lane) > lane->head || lane->retries_done > 0 || lane->strict_put))
         earlier(&news->wake_at_ms, lane->unmarked_since_ms + lane->options->mark_delay_ms);
     if (lane->breaker == IE_BREAKER_OPEN)
         earlier(&news->wake_at_ms, lane->breaker_until_ms);
     else if (lane->ready_count > 0 && lane->strict_until_ms > now)
         earlier(&news->wake_at_ms, lane->strict_until_ms);
     else if (lane->next_due_ms != INT64_MAX && lane->breaker == IE_BREAKER_CLOSED)
-        earlier(&news->wake_at_ms, lane->next_due_ms > wall_ms ? now + (lane->next_due_ms - wall_ms) : now);
+        earlier(&news->wake_at_ms,
+                lane->next_due_ms > wall_ms ? now + (lane->next_due_ms - wall_ms) : now);
     if (lane->is_draining)
         return;
     /* It stops when a round gets nowhere: then only answers, time or news can change that. */
     news->is_busy = progress;
-    news->is_idle = is_empty && lane->is_at_end && lane->in_flight == 0 && lane->next_due_ms > wall_ms &&
-                    lane->unmarked_since_ms == 0;
+    news->is_idle = is_empty && lane->is_at_end && lane->in_flight == 0 &&
+                    lane->next_due_ms > wall_ms && lane->unmarked_since_ms == 0;
 }
 
 void
@@ -146,7 +150,8 @@ ie__lane_step(ie__lane *lane, bool has_news, bool flush, ie__lane_news *news)
         if (lane->next_due_ms > now_wall(lane))
             lane->next_due_ms = 0; /* somebody may have sent a delivery again */
     }
-    if (!lane->has_lease && !lane->is_lost && !lane->is_draining && now_boot(lane) >= lane->take_at_ms)
+    if (!lane->has_lease && !lane->is_lost && !lane->is_draining &&
+        now_boot(lane) >= lane->take_at_ms)
         news->status = ie__lane_take(lane, &news->error);
     for (int i = 0; i < ROUNDS_PER_STEP && progress && news->status == IE_OK; i++)
         progress = step_round(lane, flush, &news->status, &news->error);
@@ -164,8 +169,9 @@ ie__lane_drain(ie__lane *lane)
 
     lane->is_draining = true;
     ie__lane_step(lane, false, true, &news);
-    return lane->in_flight == 0 && (!lane->has_lease || (ie__lane_decided_end(lane) == lane->head &&
-                                                         lane->retries_done == 0 && !lane->strict_put));
+    return lane->in_flight == 0 &&
+           (!lane->has_lease || (ie__lane_decided_end(lane) == lane->head &&
+                                 lane->retries_done == 0 && !lane->strict_put));
 }
 
 void
@@ -192,8 +198,8 @@ ie__lane_release(ie__lane *lane)
             ie__sql_rollback(lane->shared.db);
     }
     if (status != IE_OK)
-        ie__log(&lane->options->logger, IE_LOG_WARN, "worker", "%s: lease not given back: %s", lane->name,
-                error.message);
+        ie__log(&lane->options->logger, IE_LOG_WARN, "worker", "%s: lease not given back: %s",
+                lane->name, error.message);
 }
 
 bool
@@ -236,7 +242,7 @@ ie__lane_stats(const ie__lane *lane, ie_destination_stats *stats)
     stats->window_bytes = atomic_load(&lane->n_bytes);
 }
 
-/* ---- open and close --------------------------------------------------------------------------------------------------- */
+/* ---- open and close ---- */
 
 static ie_status
 patterns_parse(ie__lane *lane, ie_error *err)
@@ -251,8 +257,8 @@ patterns_parse(ie__lane *lane, ie_error *err)
     for (char *at = strtok_r(lane->patterns_text, ", \t\n", &save); at != NULL;
          at = strtok_r(NULL, ", \t\n", &save)) {
         if (lane->pattern_count == PATTERNS_MAX)
-            return ie_error_set(err, IE_EINVAL, "destination %s: more than %d topic patterns", lane->name,
-                                PATTERNS_MAX);
+            return ie_error_set(err, IE_EINVAL, "destination %s: more than %d topic patterns",
+                                lane->name, PATTERNS_MAX);
         if (ie_pattern_check(at, err) != IE_OK)
             return IE_EINVAL;
         lane->patterns[lane->pattern_count++] = at;
@@ -266,8 +272,9 @@ lane_allocate(ie__lane *lane, ie_error *err)
     uint32_t buckets = 64;
 
     lane->window = lane->options->in_flight_max;
-    lane->total = lane->window + (lane->options->batch_max < RETRY_SLOTS_MAX ? lane->options->batch_max
-                                                                             : RETRY_SLOTS_MAX);
+    lane->total =
+        lane->window +
+        (lane->options->batch_max < RETRY_SLOTS_MAX ? lane->options->batch_max : RETRY_SLOTS_MAX);
     while (buckets < 2 * lane->total)
         buckets *= 2;
     lane->bucket_mask = buckets - 1;
@@ -277,8 +284,8 @@ lane_allocate(ie__lane *lane, ie_error *err)
     lane->ready = ie__calloc(lane->total, sizeof *lane->ready);
     lane->buckets = ie__calloc(buckets, sizeof *lane->buckets);
     lane->outgoing = ie__calloc(lane->options->batch_max, sizeof *lane->outgoing);
-    if (lane->slots == NULL || lane->answered == NULL || lane->scratch == NULL || lane->ready == NULL ||
-        lane->buckets == NULL || lane->outgoing == NULL)
+    if (lane->slots == NULL || lane->answered == NULL || lane->scratch == NULL ||
+        lane->ready == NULL || lane->buckets == NULL || lane->outgoing == NULL)
         return ie_error_set(err, IE_ENOMEM, "open destination: out of memory");
     memset(lane->buckets, 0xff, buckets * sizeof *lane->buckets);
     return IE_OK;
@@ -322,18 +329,21 @@ ie__lane_open(ie__lane **out, const ie__lane_shared *shared, const ie_destinatio
     (void)pthread_mutex_init(&lane->lock, NULL);
     (void)snprintf(lane->name, sizeof lane->name, "%s", destination->name);
     ie__url_redact(lane->url_shown, sizeof lane->url_shown, destination->url);
-    lane->env = (ie_publisher_env){.report = ie__lane_report, .user = lane, .logger = lane->options->logger,
+    lane->env = (ie_publisher_env){.report = ie__lane_report,
+                                   .user = lane,
+                                   .logger = lane->options->logger,
                                    .name = lane->name};
     status = lane_allocate(lane, err);
     if (status == IE_OK)
         status = patterns_parse(lane, err);
     if (status == IE_OK)
-        status = ie__deliveries_open(&lane->deliveries, shared->db, lane->options->clock, lane->name, err);
+        status = ie__deliveries_open(&lane->deliveries, shared->db, lane->options->clock,
+                                     lane->name, err);
     if (status == IE_OK)
         status = ie_publishers_find(&lane->ops, lane->options->publishers, destination->url, err);
     if (status == IE_OK)
-        status = ie__runner_open(&lane->runner, lane->ops, destination->url, &lane->env, shared->wake,
-                                 shared->wake_user, err);
+        status = ie__runner_open(&lane->runner, lane->ops, destination->url, &lane->env,
+                                 shared->wake, shared->wake_user, err);
     if (status != IE_OK) {
         lane_free(lane);
         return status;

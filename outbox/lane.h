@@ -1,7 +1,7 @@
 /*
- * A lane: one destination's way from the log to its publisher. Reads a window, hands out, collects one
- * verdict per event, advances the cursor over the contiguous prefix, writes exceptions as deliveries.
- * Everything runs on the worker's thread but the answers, which come from anywhere.
+ * A lane: one destination's way from the log to its publisher. Reads a window, hands out, collects
+ * one verdict per event, advances the cursor over the contiguous prefix, writes exceptions as
+ * deliveries. Everything runs on the worker's thread but the answers, which come from anywhere.
  */
 #ifndef IE_LANE_H
 #define IE_LANE_H
@@ -28,16 +28,17 @@ ie_status ie__lane_open(ie__lane **out, const ie__lane_shared *shared,
                         const ie_destination *destination, ie_error *err);
 
 typedef struct ie__lane_news {
-    int64_t   wake_at_ms; /* boot clock: when there is something to do without news; INT64_MAX: never */
-    bool      is_busy;    /* more to do at once */
-    bool      is_idle;    /* nothing is due, nothing in flight, everything is written down */
-    ie_status status;     /* trouble of this step */
+    int64_t
+         wake_at_ms;  /* boot clock: when there is something to do without news; INT64_MAX: never */
+    bool is_busy;     /* more to do at once */
+    bool is_idle;     /* nothing is due, nothing in flight, everything is written down */
+    ie_status status; /* trouble of this step */
     ie_error  error;
 } ie__lane_news;
 
 /*
- * Do what can be done now without waiting. has_news: someone may have committed events. flush: write
- * down at once what is known.
+ * Do what can be done now without waiting. has_news: someone may have committed events. flush:
+ * write down at once what is known.
  */
 void ie__lane_step(ie__lane *lane, bool has_news, bool flush, ie__lane_news *news);
 
@@ -47,8 +48,8 @@ bool ie__lane_drain(ie__lane *lane);
 /* Give the lease back if it is held. */
 void ie__lane_release(ie__lane *lane);
 
-bool ie__lane_has_lease(const ie__lane *lane);
-bool ie__lane_breaker_is_open(const ie__lane *lane, char *reason, size_t size);
+bool        ie__lane_has_lease(const ie__lane *lane);
+bool        ie__lane_breaker_is_open(const ie__lane *lane, char *reason, size_t size);
 const char *ie__lane_name(const ie__lane *lane);
 
 /* Waiting deliveries that have expired; one transaction of its own. */

@@ -26,10 +26,11 @@ backoff_ms(const ie_worker_options *options, uint32_t attempts)
     return full_jitter(ceiling, floor);
 }
 
-/* ---- answers: any thread --------------------------------------------------------------------------- */
+/* ---- answers: any thread ---- */
 
 void
-ie__lane_report(void *user, uint64_t ticket, ie_verdict verdict, const char *reason, uint32_t delay_ms)
+ie__lane_report(void *user, uint64_t ticket, ie_verdict verdict, const char *reason,
+                uint32_t delay_ms)
 {
     ie__lane      *lane = user;
     const uint32_t index = (uint32_t)ticket;
@@ -60,7 +61,7 @@ ie__lane_report(void *user, uint64_t ticket, ie_verdict verdict, const char *rea
         lane->shared.wake(lane->shared.wake_user);
 }
 
-/* ---- answers: our side ---------------------------------------------------------------------------------------- */
+/* ---- answers: our side ---- */
 
 static void
 answer_retry(ie__lane *lane, uint32_t index)
@@ -149,8 +150,8 @@ ie__answers_collect(ie__lane *lane)
 }
 
 /*
- * A publisher that does not answer: closing it ends its claim on the events, so that they may be sent
- * again. One that blocks inside publish() cannot be closed; it is waited for.
+ * A publisher that does not answer: closing it ends its claim on the events, so that they may be
+ * sent again. One that blocks inside publish() cannot be closed; it is waited for.
  */
 void
 ie__timeouts_check(ie__lane *lane)
@@ -165,7 +166,8 @@ ie__timeouts_check(ie__lane *lane)
         return;
     lane->timeout_check_ms = now + (limit_ms / 4 > 10 ? limit_ms / 4 : 10);
     for (uint32_t i = 0; i < lane->total && !has_late; i++)
-        has_late = state_of(&lane->slots[i]) == S_SENT && now - lane->slots[i].sent_at_ms >= limit_ms;
+        has_late =
+            state_of(&lane->slots[i]) == S_SENT && now - lane->slots[i].sent_at_ms >= limit_ms;
     if (!has_late)
         return;
     if (!ie__runner_reopen(lane->runner, &status, &error)) {

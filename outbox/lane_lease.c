@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- the lease ------------------------------------------------------------------------------------------ */
+/* ---- the lease ---- */
 
 void
 ie__lane_reset(ie__lane *lane)
@@ -55,6 +55,12 @@ order_name(ie_order order)
     return order == IE_ORDER_NONE ? "none" : order == IE_ORDER_STRICT ? "strict" : "key";
 }
 
+static void
+held_mark_key(void *user, const char *key)
+{
+    ie__held_mark(user, ie__hash(key, strlen(key)) | 1);
+}
+
 ie_status
 ie__lane_take(ie__lane *lane, ie_error *err)
 {
@@ -97,10 +103,10 @@ ie__lane_take(ie__lane *lane, ie_error *err)
     status = ie__deliveries_recover(lane->deliveries, err);
     if (status == IE_OK)
         status = ie__delivery_held_keys(lane->deliveries, held_mark_key, lane, err);
-    ie__log(&lane->options->logger, IE_LOG_INFO, "worker",
-            "%s: serving from position %lld to %s%s", lane->name, (long long)lane->cursor.position,
-            lane->url_shown,
-            lane->cursor.suspect_window != 0 ? "; the last worker died, so carefully at first" : "");
+    ie__log(&lane->options->logger, IE_LOG_INFO, "worker", "%s: serving from position %lld to %s%s",
+            lane->name, (long long)lane->cursor.position, lane->url_shown,
+            lane->cursor.suspect_window != 0 ? "; the last worker died, so carefully at first"
+                                             : "");
     if (status != IE_OK) {
         lane->has_lease = false;
         lane->take_at_ms = now + TROUBLE_PAUSE_MS;
@@ -108,7 +114,7 @@ ie__lane_take(ie__lane *lane, ie_error *err)
     return status;
 }
 
-/* ---- the breaker ------------------------------------------------------------------------------------------ */
+/* ---- the breaker ---- */
 
 static void
 breaker_set(ie__lane *lane, ie_breaker breaker)

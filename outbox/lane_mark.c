@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- writing down -------------------------------------------------------------------------------------------------- */
+/* ---- writing down ---- */
 
 static ie_status
 mark_put(ie__lane *lane, const slot *at, ie_state state, int64_t due_at_ms, ie_error *err)
@@ -59,7 +59,8 @@ mark_slot(ie__lane *lane, const slot *at, ie_error *err)
     case O_SCHEDULED: return mark_put(lane, at, IE_STATE_SCHEDULED, at->due_at_ms, err);
     case O_BLOCKED:
         /* The one before it may have been released since: then nobody would wake this one. */
-        status = ie__delivery_key_held(lane->deliveries, at->event->key, at->position, &is_held, err);
+        status =
+            ie__delivery_key_held(lane->deliveries, at->event->key, at->position, &is_held, err);
         if (status != IE_OK)
             return status;
         return is_held ? mark_put(lane, at, IE_STATE_BLOCKED, 0, err)
@@ -83,8 +84,8 @@ mark_tell(ie__lane *lane, const slot *at)
         break;
     case O_DEAD:
         count_up(&lane->n_dead);
-        ie__log(&options->logger, IE_LOG_ERROR, "worker", "%s: event %s (%s) is dead: %s", lane->name,
-                at->event->id != NULL ? at->event->id : "?",
+        ie__log(&options->logger, IE_LOG_ERROR, "worker", "%s: event %s (%s) is dead: %s",
+                lane->name, at->event->id != NULL ? at->event->id : "?",
                 at->event->topic != NULL ? at->event->topic : "?", slot_reason(at));
         if (options->on_dead != NULL)
             options->on_dead(options->user, lane->name, at->event, slot_reason(at));
@@ -117,7 +118,8 @@ mark_rows(ie__lane *lane, uint64_t end, ie_error *err)
     if (status == IE_OK && lane->strict_put && end == lane->head && lane->tail > lane->head)
         status = mark_put(lane, &lane->slots[lane->head % lane->window], IE_STATE_RETRYING,
                           lane->slots[lane->head % lane->window].due_at_ms, err);
-    for (uint32_t i = lane->window; status == IE_OK && lane->retries_done > 0 && i < lane->total; i++)
+    for (uint32_t i = lane->window; status == IE_OK && lane->retries_done > 0 && i < lane->total;
+         i++)
         if (state_of(&lane->slots[i]) == S_FINAL)
             status = mark_slot(lane, &lane->slots[i], err);
     return status;
@@ -157,7 +159,8 @@ mark_done(ie__lane *lane, uint64_t end, int64_t position)
             lane->retries--;
             lane->retries_done--;
         }
-    /* What is decided further on waits for the events before it; it counts again once they are done. */
+    /* What is decided further on waits for the events before it; it counts again once they are
+     * done. */
     for (uint64_t seq = lane->head; seq < lane->tail && lane->unmarked_since_ms == 0; seq++)
         if (state_of(&lane->slots[seq % lane->window]) != S_FINAL)
             break;
@@ -195,10 +198,11 @@ ie__lane_mark(ie__lane *lane, ie_error *err)
         if (status == IE_OK)
             status = mark_rows(lane, end, err);
         if (status == IE_OK && lane->note_breaker)
-            status = ie__cursor_breaker(
-                lane->shared.cursors, &lane->cursor,
-                lane->breaker == IE_BREAKER_CLOSED ? NULL : lane->breaker_reason, lane->breaker_since_ms,
-                now_wall(lane) + (lane->breaker_until_ms - now_boot(lane)), err);
+            status =
+                ie__cursor_breaker(lane->shared.cursors, &lane->cursor,
+                                   lane->breaker == IE_BREAKER_CLOSED ? NULL : lane->breaker_reason,
+                                   lane->breaker_since_ms,
+                                   now_wall(lane) + (lane->breaker_until_ms - now_boot(lane)), err);
         if (status == IE_OK)
             status = ie__sql_commit(lane->shared.db, err);
         else
@@ -285,7 +289,8 @@ ie__lane_expire(ie__lane *lane, ie_error *err)
 
     if (!lane->has_lease || now_boot(lane) >= lane->lease_until_ms)
         return IE_OK;
-    status = ie__delivery_expired(lane->deliveries, now_wall(lane), positions, EXPIRE_MAX, &count, err);
+    status =
+        ie__delivery_expired(lane->deliveries, now_wall(lane), positions, EXPIRE_MAX, &count, err);
     if (status != IE_OK || count == 0)
         return status;
     if (ie__batch_new(&batch, EXPIRE_MAX) != IE_OK)

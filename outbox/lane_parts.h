@@ -1,10 +1,11 @@
 /*
- * The parts of a lane, shared by the lane_*.c files alone. A slot holds one event from reading it until its
- * outcome is written down:
+ * The parts of a lane, shared by the lane_*.c files alone. A slot holds one event from reading it
+ * until its outcome is written down:
  *
  *   read -> WAITING (behind its key) -> READY -> SENT -> ANSWERED -> FINAL -> written down, free
  *
- * The window is a ring of slots in order of position. The cursor moves over its contiguous FINAL prefix.
+ * The window is a ring of slots in order of position. The cursor moves over its contiguous FINAL
+ * prefix.
  */
 #ifndef IE_LANE_PARTS_H
 #define IE_LANE_PARTS_H
@@ -17,14 +18,14 @@
 #include "publisher_env.h"
 #include "runner.h"
 
-#define NONE UINT32_MAX
-#define PATTERNS_MAX 64
-#define RETRY_SLOTS_MAX 256
-#define HELD_BITS 8192u
+#define NONE              UINT32_MAX
+#define PATTERNS_MAX      64
+#define RETRY_SLOTS_MAX   256
+#define HELD_BITS         8192u
 #define SPARE_BATCHES_MAX 2
-#define BUSY_PAUSE_MS 5
-#define TROUBLE_PAUSE_MS 500
-#define ROUNDS_PER_STEP 16
+#define BUSY_PAUSE_MS     5
+#define TROUBLE_PAUSE_MS  500
+#define ROUNDS_PER_STEP   16
 
 typedef enum slot_state {
     S_FREE,
@@ -50,9 +51,9 @@ typedef struct slot {
     const ie_event *event;
     ie__batch      *batch;
     int64_t         position;
-    uint64_t        hash;     /* of the key; 0: no order to keep */
-    uint32_t        next;     /* in the chain of its key */
-    uint32_t        link;     /* in its bucket, while it is its chain's last */
+    uint64_t        hash; /* of the key; 0: no order to keep */
+    uint32_t        next; /* in the chain of its key */
+    uint32_t        link; /* in its bucket, while it is its chain's last */
     uint32_t        generation;
     atomic_int      state; /* a slot_state; S_SENT -> S_ANSWERED by any thread */
     outcome         outcome;
@@ -89,23 +90,24 @@ struct ie__lane {
     uint32_t        answered_count;
     bool            is_signalled;
 
-    /* The window is a ring of slots [head, tail) in order of position; retries have the slots behind it. */
-    slot     *slots;
-    uint32_t  window;
-    uint32_t  total;
-    uint64_t  head;
-    uint64_t  tail;
-    uint32_t  retries;      /* retry slots in use */
-    uint32_t  retries_done; /* of those, decided */
-    uint32_t *ready;        /* a ring of slots that may be handed out */
-    uint32_t  ready_first;
-    uint32_t  ready_count;
-    uint32_t *buckets;
-    uint32_t  bucket_mask;
-    uint32_t *scratch;
+    /* The window is a ring of slots [head, tail) in order of position; retries have the slots
+     * behind it. */
+    slot        *slots;
+    uint32_t     window;
+    uint32_t     total;
+    uint64_t     head;
+    uint64_t     tail;
+    uint32_t     retries;      /* retry slots in use */
+    uint32_t     retries_done; /* of those, decided */
+    uint32_t    *ready;        /* a ring of slots that may be handed out */
+    uint32_t     ready_first;
+    uint32_t     ready_count;
+    uint32_t    *buckets;
+    uint32_t     bucket_mask;
+    uint32_t    *scratch;
     ie_outgoing *outgoing;
-    uint32_t  in_flight;
-    uint8_t   held[HELD_BITS / 8]; /* keys that may be held: a clear bit means certainly not */
+    uint32_t     in_flight;
+    uint8_t      held[HELD_BITS / 8]; /* keys that may be held: a clear bit means certainly not */
 
     ie__batch *filling;
     ie__batch *spare;
@@ -114,7 +116,7 @@ struct ie__lane {
 
     ie__cursor cursor;
     bool       has_lease;
-    bool       is_lost;   /* lease gone while events were in flight */
+    bool       is_lost; /* lease gone while events were in flight */
     bool       bury_next;
     int64_t    lease_until_ms;
     int64_t    renew_at_ms;
@@ -203,30 +205,30 @@ slot_reason(const slot *at)
     return at->reason != NULL ? at->reason : at->fixed_reason != NULL ? at->fixed_reason : "";
 }
 
-
 /* ---- slots and the chains of their keys (lane_slots.c) ---- */
 ie__batch *ie__lane_batch(ie__lane *lane);
-bool ie__held_maybe(const ie__lane *lane, uint64_t hash);
-void ie__held_mark(ie__lane *lane, uint64_t hash);
-uint64_t ie__order_hash(const ie__lane *lane, const ie_event *event);
-uint32_t ie__chain_append(ie__lane *lane, uint32_t index);
-void ie__ready_push(ie__lane *lane, uint32_t index);
-bool ie__holds_its_key(outcome what);
-void ie__slot_finish(ie__lane *lane, uint32_t index, outcome what, const char *fixed_reason);
-void ie__slot_free(ie__lane *lane, uint32_t index);
-slot *ie__slot_fill(ie__lane *lane, uint32_t index, ie__batch *batch, bool is_retry);
+bool       ie__held_maybe(const ie__lane *lane, uint64_t hash);
+void       ie__held_mark(ie__lane *lane, uint64_t hash);
+uint64_t   ie__order_hash(const ie__lane *lane, const ie_event *event);
+uint32_t   ie__chain_append(ie__lane *lane, uint32_t index);
+void       ie__ready_push(ie__lane *lane, uint32_t index);
+bool       ie__holds_its_key(outcome what);
+void       ie__slot_finish(ie__lane *lane, uint32_t index, outcome what, const char *fixed_reason);
+void       ie__slot_free(ie__lane *lane, uint32_t index);
+slot      *ie__slot_fill(ie__lane *lane, uint32_t index, ie__batch *batch, bool is_retry);
 
 /* ---- the lease and the breaker (lane_lease.c) ---- */
-void ie__lane_reset(ie__lane *lane);
-void ie__lane_drop(ie__lane *lane);
-void ie__lane_lose(ie__lane *lane);
+void      ie__lane_reset(ie__lane *lane);
+void      ie__lane_drop(ie__lane *lane);
+void      ie__lane_lose(ie__lane *lane);
 ie_status ie__lane_take(ie__lane *lane, ie_error *err);
-void ie__breaker_open(ie__lane *lane, const char *reason);
-void ie__breaker_contact(ie__lane *lane);
-void ie__breaker_try(ie__lane *lane);
+void      ie__breaker_open(ie__lane *lane, const char *reason);
+void      ie__breaker_contact(ie__lane *lane);
+void      ie__breaker_try(ie__lane *lane);
 
 /* ---- answers (lane_answers.c) ---- */
-void ie__lane_report(void *user, uint64_t ticket, ie_verdict verdict, const char *reason, uint32_t delay_ms);
+void ie__lane_report(void *user, uint64_t ticket, ie_verdict verdict, const char *reason,
+                     uint32_t delay_ms);
 bool ie__answers_collect(ie__lane *lane);
 void ie__timeouts_check(ie__lane *lane);
 
@@ -235,8 +237,8 @@ ie_status ie__lane_read(ie__lane *lane, ie_error *err);
 ie_status ie__lane_retry_due(ie__lane *lane, ie_error *err);
 
 /* ---- writing down (lane_mark.c) ---- */
-uint64_t ie__lane_decided_end(ie__lane *lane);
+uint64_t  ie__lane_decided_end(ie__lane *lane);
 ie_status ie__lane_mark(ie__lane *lane, ie_error *err);
-bool ie__lane_must_mark(ie__lane *lane, bool flush);
+bool      ie__lane_must_mark(ie__lane *lane, bool flush);
 
 #endif

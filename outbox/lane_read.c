@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- reading ----------------------------------------------------------------------------------------------------- */
+/* ---- reading ---- */
 
 static bool
 is_routed(const ie__lane *lane, const ie_event *event)
@@ -17,7 +17,8 @@ is_routed(const ie__lane *lane, const ie_event *event)
     return false;
 }
 
-/* Its place among the events of its key: at once, behind one in flight, or behind one that is held. */
+/* Its place among the events of its key: at once, behind one in flight, or behind one that is held.
+ */
 static ie_status
 slot_line_up(ie__lane *lane, uint32_t index, ie_error *err)
 {
@@ -32,7 +33,8 @@ slot_line_up(ie__lane *lane, uint32_t index, ie_error *err)
         return IE_OK;
     }
     if (lane->destination->order == IE_ORDER_KEY && !at->is_retry && ie__held_maybe(lane, at->hash))
-        status = ie__delivery_key_held(lane->deliveries, at->event->key, at->position, &is_held, err);
+        status =
+            ie__delivery_key_held(lane->deliveries, at->event->key, at->position, &is_held, err);
     if (status != IE_OK)
         return status;
     before = ie__chain_append(lane, index);
@@ -56,7 +58,7 @@ slot_admit(ie__lane *lane, uint32_t index, const ie__row *row, int64_t wall_ms, 
         lane->bury_next = false;
         at->claims = lane->cursor.claims;
         ie__slot_finish(lane, index, O_DEAD,
-                    "the worker died each time that it handed this event out (claims_max)");
+                        "the worker died each time that it handed this event out (claims_max)");
     } else if (row->trouble != NULL) {
         ie__slot_finish(lane, index, O_DEAD, row->trouble);
     } else if (!is_routed(lane, event)) {
@@ -92,7 +94,6 @@ strict_resume(ie__lane *lane, slot *at, ie_error *err)
     return IE_OK;
 }
 
-
 /* How many rows may be read now, and up to which position. */
 static size_t
 read_room(const ie__lane *lane, int64_t *until)
@@ -116,7 +117,8 @@ read_room(const ie__lane *lane, int64_t *until)
     return room < lane->options->batch_max ? room : lane->options->batch_max;
 }
 
-/* Positions may be missing (someone wrote one by hand): move the reservation to where events are. */
+/* Positions may be missing (someone wrote one by hand): move the reservation to where events are.
+ */
 static ie_status
 read_gap(ie__lane *lane, int64_t until, ie_error *err)
 {
@@ -148,12 +150,12 @@ ie__lane_read(ie__lane *lane, ie_error *err)
     if (room == 0)
         return IE_OK;
     while (status == IE_OK && taken < room) {
-        ie__batch   *batch = ie__lane_batch(lane);
-        const size_t first = batch != NULL ? batch->count : 0;
-        const size_t bytes = batch != NULL ? batch->bytes : 0;
-        const size_t want = batch != NULL && batch->capacity - first < room - taken
-                                ? batch->capacity - first
-                                : room - taken;
+        ie__batch    *batch = ie__lane_batch(lane);
+        const size_t  first = batch != NULL ? batch->count : 0;
+        const size_t  bytes = batch != NULL ? batch->bytes : 0;
+        const size_t  want = batch != NULL && batch->capacity - first < room - taken
+                                 ? batch->capacity - first
+                                 : room - taken;
         const int64_t wall_ms = now_wall(lane);
 
         if (batch == NULL)
@@ -184,7 +186,7 @@ ie__lane_read(ie__lane *lane, ie_error *err)
     return status;
 }
 
-/* ---- deliveries that are due ------------------------------------------------------------------------------------ */
+/* ---- deliveries that are due ---- */
 
 static uint32_t
 retry_slot_free(const ie__lane *lane)
@@ -214,7 +216,8 @@ due_take(ie__lane *lane, int64_t position, bool is_alone, bool *is_taken, ie_err
     if (status != IE_OK)
         return status;
     if (row.claims >= 2 && !is_alone)
-        return IE_OK; /* it may be what kills workers: it goes alone, or it would take others along */
+        return IE_OK; /* it may be what kills workers: it goes alone, or it would take others along
+                       */
     if (lane->destination->order == IE_ORDER_KEY && row.key != NULL) {
         status = ie__delivery_key_held(lane->deliveries, row.key, position, &is_held, err);
         if (status == IE_OK && is_held) {
@@ -241,7 +244,7 @@ due_take(ie__lane *lane, int64_t position, bool is_alone, bool *is_taken, ie_err
     *is_taken = true;
     if (row.claims >= lane->options->claims_max) {
         ie__slot_finish(lane, index, O_DEAD,
-                    "the worker died each time that it handed this event out (claims_max)");
+                        "the worker died each time that it handed this event out (claims_max)");
         return IE_OK;
     }
     status = ie__delivery_claim(lane->deliveries, position,
@@ -261,19 +264,21 @@ ie__lane_retry_due(ie__lane *lane, ie_error *err)
     ie_status     status;
 
     if (room == 0 || lane->breaker != IE_BREAKER_CLOSED ||
-        (wall_ms < lane->next_due_ms && lane->next_due_ms <= wall_ms + lane->options->retry_delay_max_ms))
+        (wall_ms < lane->next_due_ms &&
+         lane->next_due_ms <= wall_ms + lane->options->retry_delay_max_ms))
         return IE_OK;
     if (room > lane->options->batch_max)
         room = lane->options->batch_max;
-    status = ie__delivery_due(lane->deliveries, wall_ms, lane->options->retry_delay_max_ms, positions,
-                              room, &count, err);
+    status = ie__delivery_due(lane->deliveries, wall_ms, lane->options->retry_delay_max_ms,
+                              positions, room, &count, err);
     if (status == IE_OK && count > 0) {
         status = ie__sql_begin(lane->shared.db, err);
         if (status != IE_OK)
             return status;
         for (size_t i = 0; status == IE_OK && i < count; i++) {
             bool       is_taken = false;
-            const bool is_alone = lane->in_flight == 0 && lane->retries == 0 && lane->ready_count == 0;
+            const bool is_alone =
+                lane->in_flight == 0 && lane->retries == 0 && lane->ready_count == 0;
 
             if (lane->destination->order == IE_ORDER_STRICT && positions[i] > lane->cursor.position)
                 continue; /* the window's own head */

@@ -1,10 +1,11 @@
-/* Slots: memory of events, the order within a key, and how one outcome decides about those behind it. */
+/* Slots: memory of events, the order within a key, and how one outcome decides about those behind
+ * it. */
 #include "lane_parts.h"
 
 #include <stdio.h>
 #include <string.h>
 
-/* ---- memory of events --------------------------------------------------------------------------------- */
+/* ---- memory of events ---- */
 
 static void
 batch_recycle(ie__lane *lane, ie__batch *batch)
@@ -49,7 +50,7 @@ ie__lane_batch(ie__lane *lane)
     return batch;
 }
 
-/* ---- chains of one key --------------------------------------------------------------------------------- */
+/* ---- chains of one key ---- */
 
 bool
 ie__held_maybe(const ie__lane *lane, uint64_t hash)
@@ -61,12 +62,6 @@ void
 ie__held_mark(ie__lane *lane, uint64_t hash)
 {
     lane->held[(hash % HELD_BITS) / 8] |= (uint8_t)(1u << (hash % 8));
-}
-
-static void
-held_mark_key(void *user, const char *key)
-{
-    ie__held_mark(user, ie__hash(key, strlen(key)) | 1);
 }
 
 uint64_t

@@ -35,11 +35,12 @@ ie__options_check(const ie_worker_options *options, ie_error *err)
 
         memcpy(&value, (const char *)options + row->offset, sizeof value);
         if (value < row->min || value > row->max)
-            return ie_error_set(err, IE_EINVAL, "option %s is %u; it must be %u to %u %s", row->name,
-                                value, row->min, row->max, row->unit);
+            return ie_error_set(err, IE_EINVAL, "option %s is %u; it must be %u to %u %s",
+                                row->name, value, row->min, row->max, row->unit);
     }
     if (options->retry_delay_ms > options->retry_delay_max_ms)
-        return ie_error_set(err, IE_EINVAL, "option retry_delay_ms (%u) is above retry_delay_max_ms (%u)",
+        return ie_error_set(err, IE_EINVAL,
+                            "option retry_delay_ms (%u) is above retry_delay_max_ms (%u)",
                             options->retry_delay_ms, options->retry_delay_max_ms);
     if (options->breaker_delay_ms > options->breaker_delay_max_ms)
         return ie_error_set(err, IE_EINVAL,

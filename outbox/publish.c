@@ -1,7 +1,8 @@
 /*
  * ie_publish(): an event into the caller's transaction.
  *
- * Invariant: publishing never begins, commits or rolls back, and never waits for anything but SQLite.
+ * Invariant: publishing never begins, commits or rolls back, and never waits for anything but
+ * SQLite.
  */
 #include <ie/migrate.h>
 #include <ie/outbox.h>
@@ -59,7 +60,8 @@ check_durability(ie_outbox *outbox, bool allow_unsafe, ie_error *err)
 {
     bool      is_weak = false;
     ie_error  why = IE_ERROR_INIT;
-    ie_status status = ie__database_durability(outbox->durability, &is_weak, outbox->db, "main", &why);
+    ie_status status =
+        ie__database_durability(outbox->durability, &is_weak, outbox->db, "main", &why);
 
     if (status == IE_EUNSAFE && allow_unsafe) {
         ie__log(&outbox->logger, IE_LOG_WARN, "outbox", "%s", why.message);
@@ -140,13 +142,15 @@ static ie_status
 may_publish(const ie_outbox *outbox, ie_error *err)
 {
     if (outbox->generation != ie__fork_generation())
-        return ie_error_set(err, IE_EFORKED,
-                            "publish: this outbox was opened before fork(); a SQLite connection must not "
-                            "be carried into a child");
+        return ie_error_set(
+            err, IE_EFORKED,
+            "publish: this outbox was opened before fork(); a SQLite connection must not "
+            "be carried into a child");
     if (!outbox->allow_autocommit && sqlite3_get_autocommit(outbox->db) != 0)
-        return ie_error_set(err, IE_ENOTXN,
-                            "publish: no transaction is open; BEGIN IMMEDIATE first, so that the event and "
-                            "your rows live or die together");
+        return ie_error_set(
+            err, IE_ENOTXN,
+            "publish: no transaction is open; BEGIN IMMEDIATE first, so that the event and "
+            "your rows live or die together");
     return IE_OK;
 }
 
@@ -157,7 +161,8 @@ publish_one(ie_outbox *outbox, const ie_event *event, char *id, ie_error *err)
     ie_status status;
 
     if (event == NULL || ie__struct_import(&own, sizeof own, event, sizeof own) != IE_OK)
-        return ie_error_set(err, IE_EINVAL, "publish: event.size is not set; start from IE_EVENT_INIT");
+        return ie_error_set(err, IE_EINVAL,
+                            "publish: event.size is not set; start from IE_EVENT_INIT");
     status = ie_event_check(&own, err);
     if (status != IE_OK)
         return status;
@@ -175,7 +180,8 @@ ie_publish(ie_outbox *outbox, const ie_event *event, char *id, ie_error *err)
 }
 
 ie_status
-ie_publish_many(ie_outbox *outbox, const ie_event *events, size_t count, size_t *failed, ie_error *err)
+ie_publish_many(ie_outbox *outbox, const ie_event *events, size_t count, size_t *failed,
+                ie_error *err)
 {
     const char *at = (const char *)events;
     ie_status   status = may_publish(outbox, err);

@@ -8,7 +8,8 @@
 
 #include "core.h"
 
-#define JOBS_MAX 2 /* one being sent, one ready: the publisher never waits for us, memory stays bounded */
+#define JOBS_MAX                                                                                   \
+    2 /* one being sent, one ready: the publisher never waits for us, memory stays bounded */
 
 typedef struct job {
     ie_outgoing *events;
@@ -31,14 +32,14 @@ struct ie__runner {
     pthread_cond_t  changed;
     job             jobs[JOBS_MAX];
     size_t          job_count;
-    bool            is_busy;  /* inside publish() */
-    bool            is_done;  /* the thread has ended */
+    bool            is_busy; /* inside publish() */
+    bool            is_done; /* the thread has ended */
     enum { RUN, REOPEN, QUIT } wanted;
-    ie_status       status;   /* of the last open */
-    ie_error        error;
+    ie_status status; /* of the last open */
+    ie_error  error;
 };
 
-/* ---- on the publisher's thread -------------------------------------------------------------------- */
+/* ---- on the publisher's thread ---- */
 
 static void
 publisher_open(ie__runner *runner)
@@ -115,7 +116,7 @@ runner_main(void *argument)
     return NULL;
 }
 
-/* ---- on the worker's thread ------------------------------------------------------------------------ */
+/* ---- on the worker's thread ---- */
 
 static ie_status
 runner_thread(ie__runner *runner, ie_error *err)
@@ -150,8 +151,8 @@ runner_thread(ie__runner *runner, ie_error *err)
 }
 
 ie_status
-ie__runner_open(ie__runner **out, const ie_publisher_ops *ops, const char *url, ie_publisher_env *env,
-                void (*wake)(void *user), void *user, ie_error *err)
+ie__runner_open(ie__runner **out, const ie_publisher_ops *ops, const char *url,
+                ie_publisher_env *env, void (*wake)(void *user), void *user, ie_error *err)
 {
     ie__runner *runner = ie__calloc(1, sizeof *runner);
     ie_status   status = IE_OK;

@@ -1,8 +1,9 @@
 /*
  * The worker: lanes (one per destination), periodic duties, and waiting for news.
  *
- * It waits with ppoll(2) on inotify and an eventfd rather than in a loop library: waiting needs two descriptors
- * and a deadline finer than a millisecond, and ie_worker_run_once() needs the same steps without a loop.
+ * It waits with ppoll(2) on inotify and an eventfd rather than in a loop library: waiting needs two
+ * descriptors and a deadline finer than a millisecond, and ie_worker_run_once() needs the same
+ * steps without a loop.
  */
 #include <ie/migrate.h>
 #include <ie/worker.h>
@@ -23,11 +24,13 @@
 #include "options.h"
 
 #define DESTINATIONS_MAX 64
-#define PROCESSORS_MAX 64
-#define LOOK_PAUSE_NS 250000 /* between looks while news keep coming: bounds what a busy host costs us */
-#define CLEAN_SLICE_MS 20    /* of each round belong to cleaning at most */
+#define PROCESSORS_MAX   64
+#define LOOK_PAUSE_NS                                                                              \
+    250000 /* between looks while news keep coming: bounds what a busy host costs us */
+#define CLEAN_SLICE_MS 20 /* of each round belong to cleaning at most */
 
-/* After a write was seen and nothing is there yet: the file changes just before the commit is visible. */
+/* After a write was seen and nothing is there yet: the file changes just before the commit is
+ * visible. */
 static const int64_t LADDER_NS[] = {30000,  50000,   100000,  200000,  400000,
                                     800000, 1500000, 3000000, 6000000, 12000000};
 #define LADDER_STEPS ((int)(sizeof LADDER_NS / sizeof LADDER_NS[0]))
@@ -50,44 +53,44 @@ struct ie_worker {
     size_t            string_capacity;
     unsigned          generation;
 
-    sqlite3       *db;
-    sqlite3_stmt  *data_version;
-    int64_t        seen_version;
-    ie__cursors   *cursors;
-    ie__reader    *reader;
-    ie__cleaner   *cleaner;
-    ie__watch     *watch;
-    int            event_fd;
-    char           owner[IE__OWNER_SIZE];
-    char           db_path[1024];
-    ie__lane     **lanes;
-    size_t         lane_count;
-    duty           duties[PROCESSORS_MAX + 4];
-    size_t         duty_count;
-    int64_t        last_look_ns;
-    int            ladder; /* next step, LADDER_STEPS when not climbing */
-    bool           more_to_clean;
-    int64_t        quiet_until_ms; /* the same error is not reported twice in a row */
-    ie_status      last_error;
+    sqlite3      *db;
+    sqlite3_stmt *data_version;
+    int64_t       seen_version;
+    ie__cursors  *cursors;
+    ie__reader   *reader;
+    ie__cleaner  *cleaner;
+    ie__watch    *watch;
+    int           event_fd;
+    char          owner[IE__OWNER_SIZE];
+    char          db_path[1024];
+    ie__lane    **lanes;
+    size_t        lane_count;
+    duty          duties[PROCESSORS_MAX + 4];
+    size_t        duty_count;
+    int64_t       last_look_ns;
+    int           ladder; /* next step, LADDER_STEPS when not climbing */
+    bool          more_to_clean;
+    int64_t       quiet_until_ms; /* the same error is not reported twice in a row */
+    ie_status     last_error;
 
-    bool            has_thread;
-    bool            is_joined;
-    pthread_t       thread;
-    pthread_mutex_t lock;
-    pthread_cond_t  changed;
-    bool            is_set_up;
-    ie_status       set_up_status;
-    ie_error        set_up_error;
-    bool            is_stopped;
-    bool            left_behind; /* a publisher blocks: memory and thread stay */
-    bool            was_clean;
-    atomic_bool     is_stopping;
+    bool                 has_thread;
+    bool                 is_joined;
+    pthread_t            thread;
+    pthread_mutex_t      lock;
+    pthread_cond_t       changed;
+    bool                 is_set_up;
+    ie_status            set_up_status;
+    ie_error             set_up_error;
+    bool                 is_stopped;
+    bool                 left_behind; /* a publisher blocks: memory and thread stay */
+    bool                 was_clean;
+    atomic_bool          is_stopping;
     atomic_int_fast64_t  stop_deadline_ms;
     atomic_bool          is_woken;
     atomic_uint_fast64_t n_wakes, n_polls, n_cleaned, n_busy, n_errors;
 };
 
-/* ---- waking ----------------------------------------------------------------------------------------- */
+/* ---- waking ---- */
 
 static void
 worker_signal(void *user)
@@ -108,7 +111,7 @@ ie_worker_wake(ie_worker *worker)
     worker_signal(worker);
 }
 
-/* ---- trouble ------------------------------------------------------------------------------------------ */
+/* ---- trouble ---- */
 
 static void
 worker_trouble(ie_worker *worker, const char *what, ie_status status, const char *message)
@@ -131,7 +134,7 @@ worker_trouble(ie_worker *worker, const char *what, ie_status status, const char
         worker->options.on_error(worker->options.user, status, message);
 }
 
-/* ---- duties --------------------------------------------------------------------------------------------- */
+/* ---- duties ---- */
 
 static ie_status
 duty_expire(ie_worker *worker, duty *self, ie_error *err)
@@ -202,8 +205,8 @@ duty_theirs(ie_worker *worker, duty *self, ie_error *err)
     if (sqlite3_get_autocommit(worker->db) == 0) {
         ie__sql_rollback(worker->db);
         ie_error_clear(err);
-        status = ie_error_set(err, IE_ESTATE, "processor %s left a transaction open; it was rolled back",
-                              self->name);
+        status = ie_error_set(
+            err, IE_ESTATE, "processor %s left a transaction open; it was rolled back", self->name);
     }
     return status;
 }
@@ -214,8 +217,8 @@ duties_list(ie_worker *worker)
 {
     const ie_worker_options *options = &worker->options;
     const duty               ours[] = {
-        {.name = "expire", .interval_ms = options->expire_interval_ms, .run = duty_expire},
-        {.name = "clean", .interval_ms = options->clean_interval_ms, .run = duty_clean},
+                      {.name = "expire", .interval_ms = options->expire_interval_ms, .run = duty_expire},
+                      {.name = "clean", .interval_ms = options->clean_interval_ms, .run = duty_clean},
     };
 
     for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
@@ -224,10 +227,11 @@ duties_list(ie_worker *worker)
         worker->duties[worker->duty_count++] =
             (duty){.name = "checkpoint", .interval_ms = 1000, .run = duty_checkpoint};
     for (size_t i = 0; i < options->processor_count; i++)
-        worker->duties[worker->duty_count++] = (duty){.name = worker->processors[i].name,
-                                                      .interval_ms = worker->processors[i].interval_ms,
-                                                      .run = duty_theirs,
-                                                      .theirs = &worker->processors[i]};
+        worker->duties[worker->duty_count++] =
+            (duty){.name = worker->processors[i].name,
+                   .interval_ms = worker->processors[i].interval_ms,
+                   .run = duty_theirs,
+                   .theirs = &worker->processors[i]};
 }
 
 static void
@@ -242,7 +246,7 @@ duty_run(ie_worker *worker, duty *each)
                     (each->run == duty_clean && worker->more_to_clean ? 1 : each->interval_ms);
 }
 
-/* ---- one round -------------------------------------------------------------------------------------------- */
+/* ---- one round ---- */
 
 /* Did any other connection commit since we last asked? About a microsecond. */
 static bool
@@ -276,7 +280,8 @@ worker_round(ie_worker *worker, bool has_news, bool flush)
 
         ie__lane_step(worker->lanes[i], has_news, flush, &news);
         if (news.status != IE_OK)
-            worker_trouble(worker, ie__lane_name(worker->lanes[i]), news.status, news.error.message);
+            worker_trouble(worker, ie__lane_name(worker->lanes[i]), news.status,
+                           news.error.message);
         if (news.wake_at_ms < now.wake_at_ms)
             now.wake_at_ms = news.wake_at_ms;
         now.is_busy = now.is_busy || news.is_busy;
@@ -295,10 +300,10 @@ worker_round(ie_worker *worker, bool has_news, bool flush)
 static void
 worker_wait(ie_worker *worker, int64_t wait_ns)
 {
-    struct pollfd fds[2] = {{.fd = worker->event_fd, .events = POLLIN},
-                            {.fd = worker->watch != NULL ? ie__watch_fd(worker->watch) : -1,
-                             .events = POLLIN}};
-    uint64_t      count;
+    struct pollfd fds[2] = {
+        {.fd = worker->event_fd, .events = POLLIN},
+        {.fd = worker->watch != NULL ? ie__watch_fd(worker->watch) : -1, .events = POLLIN}};
+    uint64_t        count;
     struct timespec wait = {.tv_sec = wait_ns / 1000000000, .tv_nsec = wait_ns % 1000000000};
 
     if (ppoll(fds, 2, &wait, NULL) <= 0)
@@ -313,8 +318,8 @@ worker_wait(ie_worker *worker, int64_t wait_ns)
 }
 
 /*
- * Is it time to look into the log? At once when told to; after a write to the file in growing pauses until
- * the commit shows; at the latest after poll_ms.
+ * Is it time to look into the log? At once when told to; after a write to the file in growing
+ * pauses until the commit shows; at the latest after poll_ms.
  */
 static bool
 worker_looks(ie_worker *worker, int64_t now_ns)
@@ -347,7 +352,7 @@ static int64_t
 wait_for(const ie_worker *worker, const round *last, int64_t now_ns)
 {
     const int64_t boot_ms = ie__boot_ms(worker->options.clock);
-    int64_t       wait_ns = worker->last_look_ns + (int64_t)worker->options.poll_ms * 1000000 - now_ns;
+    int64_t wait_ns = worker->last_look_ns + (int64_t)worker->options.poll_ms * 1000000 - now_ns;
 
     if (last->wake_at_ms != INT64_MAX) {
         const int64_t left_ms = last->wake_at_ms - boot_ms;
@@ -361,7 +366,7 @@ wait_for(const ie_worker *worker, const round *last, int64_t now_ns)
     return wait_ns > 0 ? wait_ns : 0;
 }
 
-/* ---- set up and tear down --------------------------------------------------------------------------------- */
+/* ---- set up and tear down ---- */
 
 static ie_status
 open_database(ie_worker *worker, ie_error *err)
@@ -393,15 +398,17 @@ open_database(ie_worker *worker, ie_error *err)
         const char *name = sqlite3_db_filename(worker->db, "main");
 
         if (name == NULL || name[0] == '\0')
-            return ie_error_set(err, IE_ENOTSUP,
-                                "a database in memory has no second connection for the worker; use a file");
+            return ie_error_set(
+                err, IE_ENOTSUP,
+                "a database in memory has no second connection for the worker; use a file");
         (void)snprintf(worker->db_path, sizeof worker->db_path, "%s", name);
         if (ie__sqlite_has_wal_reset_bug(sqlite3_libversion_number()))
-            ie__log(&options->logger, IE_LOG_INFO, "worker",
-                    "SQLite %s has the WAL-reset bug (fixed in 3.51.3): this worker never checkpoints "
-                    "unguarded, see that the application does not call wal_checkpoint from a second "
-                    "connection either",
-                    sqlite3_libversion());
+            ie__log(
+                &options->logger, IE_LOG_INFO, "worker",
+                "SQLite %s has the WAL-reset bug (fixed in 3.51.3): this worker never checkpoints "
+                "unguarded, see that the application does not call wal_checkpoint from a second "
+                "connection either",
+                sqlite3_libversion());
     }
     return status;
 }
@@ -409,13 +416,14 @@ open_database(ie_worker *worker, ie_error *err)
 static ie_status
 worker_set_up(ie_worker *worker, ie_error *err)
 {
-    char              source[IE_ATTRIBUTE_BYTES_MAX + 1];
-    ie__lane_shared   shared;
+    char               source[IE_ATTRIBUTE_BYTES_MAX + 1];
+    ie__lane_shared    shared;
     ie_worker_options *options = &worker->options;
-    ie_status         status = open_database(worker, err);
+    ie_status          status = open_database(worker, err);
 
     if (status == IE_OK)
-        status = ie__sql_prepare(&worker->data_version, worker->db, "PRAGMA main.data_version", err);
+        status =
+            ie__sql_prepare(&worker->data_version, worker->db, "PRAGMA main.data_version", err);
     if (status == IE_OK)
         status = ie__cursors_open(&worker->cursors, worker->db, options->clock, err);
     if (status == IE_OK)
@@ -435,8 +443,12 @@ worker_set_up(ie_worker *worker, ie_error *err)
                 options->poll_ms);
     ie__owner_make(worker->owner);
     worker->ladder = LADDER_STEPS;
-    shared = (ie__lane_shared){.db = worker->db, .cursors = worker->cursors, .reader = worker->reader,
-                               .options = options, .owner = worker->owner, .wake = worker_signal,
+    shared = (ie__lane_shared){.db = worker->db,
+                               .cursors = worker->cursors,
+                               .reader = worker->reader,
+                               .options = options,
+                               .owner = worker->owner,
+                               .wake = worker_signal,
                                .wake_user = worker};
     worker->lanes = ie__calloc(options->destination_count, sizeof *worker->lanes);
     if (worker->lanes == NULL)
@@ -475,7 +487,7 @@ worker_tear_down(ie_worker *worker)
     worker->db = NULL;
 }
 
-/* ---- running ------------------------------------------------------------------------------------------------ */
+/* ---- running ---- */
 
 static bool
 worker_drain(ie_worker *worker)
@@ -527,7 +539,7 @@ worker_main(void *argument)
     return NULL;
 }
 
-/* ---- options -------------------------------------------------------------------------------------------------- */
+/* ---- options ---- */
 
 static ie_status
 keep_string(ie_worker *worker, const char **text, ie_error *err)
@@ -559,8 +571,8 @@ check_destination(const ie_destination *to, ie_error *err)
     if (to->url == NULL || to->url[0] == '\0')
         return ie_error_set(err, IE_EINVAL, "destination %s has no URL", to->name);
     if ((unsigned)to->order > IE_ORDER_STRICT || (unsigned)to->start > IE_START_NOW)
-        return ie_error_set(err, IE_EINVAL, "destination %s: order or start is not one of the constants",
-                            to->name);
+        return ie_error_set(err, IE_EINVAL,
+                            "destination %s: order or start is not one of the constants", to->name);
     return IE_OK;
 }
 
@@ -571,8 +583,8 @@ copy_destinations(ie_worker *worker, ie_error *err)
     const ie_destination single = {.size = sizeof single,
                                    .name = options->name != NULL ? options->name : "outbox",
                                    .url = options->to};
-    const char          *from = (const char *)(options->to != NULL ? &single : options->destinations);
-    ie_status            status = IE_OK;
+    const char *from = (const char *)(options->to != NULL ? &single : options->destinations);
+    ie_status   status = IE_OK;
 
     if (options->to != NULL)
         options->destination_count = 1;
@@ -617,7 +629,8 @@ copy_processors(ie_worker *worker, ie_error *err)
     ie_status          status = IE_OK;
 
     if (options->processor_count > PROCESSORS_MAX || (options->processor_count > 0 && from == NULL))
-        return ie_error_set(err, IE_EINVAL, "at most %d processors, and options.processors with them",
+        return ie_error_set(err, IE_EINVAL,
+                            "at most %d processors, and options.processors with them",
                             PROCESSORS_MAX);
     worker->processors = ie__calloc(options->processor_count, sizeof *worker->processors);
     if (worker->processors == NULL)
@@ -633,8 +646,9 @@ copy_processors(ie_worker *worker, ie_error *err)
         from += size;
         if (processor->run == NULL || processor->name == NULL || processor->interval_ms == 0 ||
             processor->interval_ms > 86400000)
-            return ie_error_set(err, IE_EINVAL,
-                                "processor %zu needs a name, run, and an interval_ms of 1 to 86400000", i);
+            return ie_error_set(
+                err, IE_EINVAL,
+                "processor %zu needs a name, run, and an interval_ms of 1 to 86400000", i);
         status = keep_string(worker, &processor->name, err);
     }
     options->processors = worker->processors;
@@ -668,11 +682,13 @@ worker_new(ie_worker **out, const ie_worker_options *given, ie_error *err)
     ie_worker_options_init(&own, sizeof own);
     status = ie__struct_import(&own, sizeof own, given, sizeof own);
     if (status != IE_OK)
-        return ie_error_set(err, status,
-                            "open worker: options.size is %zu, expected %zu; use IE_WORKER_OPTIONS_INIT",
-                            given->size, sizeof own);
+        return ie_error_set(
+            err, status,
+            "open worker: options.size is %zu, expected %zu; use IE_WORKER_OPTIONS_INIT",
+            given->size, sizeof own);
     if (own.db == NULL && own.open_db == NULL)
-        return ie_error_set(err, IE_EINVAL, "open worker: set options.db to the path of the database");
+        return ie_error_set(err, IE_EINVAL,
+                            "open worker: set options.db to the path of the database");
     if (own.publishers == NULL)
         return ie_error_set(err, IE_EINVAL,
                             "open worker: options.publishers is NULL; use IE_WORKER_OPTIONS_INIT");
@@ -709,7 +725,7 @@ worker_new(ie_worker **out, const ie_worker_options *given, ie_error *err)
     return IE_OK;
 }
 
-/* ---- public ------------------------------------------------------------------------------------------------------ */
+/* ---- public ---- */
 
 ie_status
 ie_worker_open(ie_worker **out, const ie_worker_options *options, ie_error *err)
@@ -792,11 +808,12 @@ count_pending(ie_worker *worker, uint64_t *pending, ie_error *err)
         char    sql[512];
         int64_t count = 0;
 
-        (void)snprintf(sql, sizeof sql,
-                       "SELECT (SELECT count(*) FROM main.ie_event WHERE position > (SELECT position FROM"
-                       " main.ie_cursor WHERE name = '%s')) + (SELECT count(*) FROM main.ie_delivery WHERE"
-                       " cursor = '%s' AND state IN ('retrying', 'blocked', 'scheduled'))",
-                       ie__lane_name(worker->lanes[i]), ie__lane_name(worker->lanes[i]));
+        (void)snprintf(
+            sql, sizeof sql,
+            "SELECT (SELECT count(*) FROM main.ie_event WHERE position > (SELECT position FROM"
+            " main.ie_cursor WHERE name = '%s')) + (SELECT count(*) FROM main.ie_delivery WHERE"
+            " cursor = '%s' AND state IN ('retrying', 'blocked', 'scheduled'))",
+            ie__lane_name(worker->lanes[i]), ie__lane_name(worker->lanes[i]));
         status = ie__sql_int(&count, worker->db, sql, 0, err);
         *pending += (uint64_t)count;
     }
@@ -846,7 +863,8 @@ ie_worker_run_once(ie_worker *worker, uint32_t timeout_ms, ie_worker_report *rep
             break;
         }
         if (timeout_ms != 0 && ie__mono_ns() >= deadline_ns) {
-            status = ie_error_set(err, IE_ETIMEDOUT, "run once: not finished after %u ms", timeout_ms);
+            status =
+                ie_error_set(err, IE_ETIMEDOUT, "run once: not finished after %u ms", timeout_ms);
             break;
         }
         if (!last.is_busy)

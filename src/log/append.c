@@ -126,8 +126,9 @@ bind_event(ie__appender *appender, const ie_event *event, const char *id, ie_err
               : sqlite3_bind_null(stmt, 10);
     rc |= bind_text(stmt, 11, event->dedupe_key);
     rc |= bind_data(stmt, 12, event);
-    return rc == SQLITE_OK ? IE_OK
-                           : ie__sql_fail(appender->db, sqlite3_errcode(appender->db), "bind event", err);
+    return rc == SQLITE_OK
+               ? IE_OK
+               : ie__sql_fail(appender->db, sqlite3_errcode(appender->db), "bind event", err);
 }
 
 ie_status
@@ -155,7 +156,8 @@ ie__append(ie__appender *appender, const ie_event *event, char *id_out, ie_error
             status = ie__sql_fail(appender->db, rc, "append event", err);
         (void)sqlite3_reset(appender->insert); /* repeats the error that step reported */
     }
-    /* Some failures (full, I/O, memory, interrupt, ON CONFLICT ROLLBACK) end the host's transaction. */
+    /* Some failures (full, I/O, memory, interrupt, ON CONFLICT ROLLBACK) end the host's
+     * transaction. */
     if (was_open && sqlite3_get_autocommit(appender->db) != 0) {
         ie_error_clear(err);
         return ie_error_set(err, IE_ETXN_ABORTED,

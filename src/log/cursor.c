@@ -1,6 +1,6 @@
 /*
- * Cursors: how far a destination is, and who may move it. Every write carries the epoch, so an owner
- * that lost its lease changes nothing.
+ * Cursors: how far a destination is, and who may move it. Every write carries the epoch, so an
+ * owner that lost its lease changes nothing.
  */
 #include "log.h"
 
@@ -29,7 +29,7 @@ struct ie__cursors {
     sqlite3_stmt   *breaker;
 };
 
-/* ---- owners ------------------------------------------------------------------------------------ */
+/* ---- owners ---- */
 
 /* Field 22 of /proc/PID/stat: the process's start in clock ticks since boot; 0 when it is gone. */
 static unsigned long long
@@ -90,10 +90,10 @@ ie__owner_is_gone(const char *owner, const char *boot_id)
         return false; /* another container: its process numbers mean nothing here */
     if (kill((pid_t)pid, 0) != 0 && errno == ESRCH)
         return true;
-    return process_start(pid) != start; /* the number belongs to a later process, or it is a zombie's end */
+    return process_start(pid) != start; /* the number belongs to a later process */
 }
 
-/* ---- statements -------------------------------------------------------------------------------- */
+/* ---- statements ---- */
 
 ie_status
 ie__cursors_open(ie__cursors **out, sqlite3 *db, const ie_clock *clock, ie_error *err)
@@ -131,7 +131,8 @@ ie__cursors_open(ie__cursors **out, sqlite3 *db, const ie_clock *clock, ie_error
          "UPDATE main.ie_cursor SET claims = claims + 1 WHERE name = ?1 AND epoch = ?2"},
         {&cursors->release,
          "UPDATE main.ie_cursor SET owner = NULL, lease_until = 0, claimed_to = position,"
-         " suspect_to = 0, suspect_window = 0, crashes = 0, claims = 0, breaker = NULL, seen_at = ?3"
+         " suspect_to = 0, suspect_window = 0, crashes = 0, claims = 0, breaker = NULL, seen_at = "
+         "?3"
          " WHERE name = ?1 AND epoch = ?2"},
         {&cursors->breaker,
          "UPDATE main.ie_cursor SET breaker = ?3, breaker_since = ?4, breaker_until = ?5"
@@ -162,7 +163,7 @@ ie__cursors_close(ie__cursors *cursors)
     ie__free(cursors);
 }
 
-/* ---- the lease ----------------------------------------------------------------------------------- */
+/* ---- the lease ---- */
 
 static ie_status
 cursor_create(ie__cursors *cursors, const ie__lease_request *request, ie_error *err)
@@ -187,8 +188,8 @@ cursor_suspect(ie__cursor *cursor, const ie__lease_request *request)
         cursor->suspect_to = end;
         cursor->suspect_window = request->reserve;
     }
-    cursor->must_bury = cursor->suspect_window == 1 && cursor->claims > 0 &&
-                        cursor->crashes >= request->claims_max;
+    cursor->must_bury =
+        cursor->suspect_window == 1 && cursor->claims > 0 && cursor->crashes >= request->claims_max;
     cursor->suspect_window /= SUSPECT_SHRINK;
     if (cursor->suspect_window == 0)
         cursor->suspect_window = 1;
@@ -234,11 +235,12 @@ cursor_look(ie__cursors *cursors, const ie__lease_request *request, ie__cursor *
     lease_until = sqlite3_column_int64(get, 9);
     out->newest = sqlite3_column_int64(get, 10);
     if (out->position > out->newest) {
-        status = ie_error_set(err, IE_ECURSOR,
-                              "cursor %s stands at position %lld, beyond the newest event %lld: the file "
-                              "was restored or changed by hand; compare it with its backup, then set the "
-                              "cursor's position yourself",
-                              request->name, (long long)out->position, (long long)out->newest);
+        status = ie_error_set(
+            err, IE_ECURSOR,
+            "cursor %s stands at position %lld, beyond the newest event %lld: the file "
+            "was restored or changed by hand; compare it with its backup, then set the "
+            "cursor's position yourself",
+            request->name, (long long)out->position, (long long)out->newest);
     } else if (owner != NULL && strcmp(owner, request->owner) != 0) {
         const bool is_over = strcmp(boot_id, ie__boot_id()) != 0 || lease_until <= boot_ms ||
                              lease_until > boot_ms + 86400000 || ie__owner_is_gone(owner, boot_id);
@@ -247,8 +249,9 @@ cursor_look(ie__cursors *cursors, const ie__lease_request *request, ie__cursor *
             const int64_t left = lease_until - boot_ms;
 
             *retry_ms = (uint32_t)(left < 500 ? left + 1 : 500);
-            status = ie_error_set(err, IE_ELEASE, "cursor %s is served by worker %s for another %lld ms",
-                                  request->name, owner, (long long)left);
+            status =
+                ie_error_set(err, IE_ELEASE, "cursor %s is served by worker %s for another %lld ms",
+                             request->name, owner, (long long)left);
         } else {
             cursor_suspect(out, request);
         }

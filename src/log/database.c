@@ -13,9 +13,9 @@ static const struct {
     unsigned long magic;
     const char   *name;
 } NETWORK_FS[] = {
-    {0x6969, "NFS"},     {0xFF534D42, "CIFS"}, {0xFE534D42, "SMB2"}, {0x517B, "SMB"},
-    {0x01021997, "9p"},  {0x65735546, "FUSE"}, {0x5346414F, "AFS"},  {0x00C36400, "Ceph"},
-    {0x0BD00BD0, "Lustre"},
+    {0x6969, "NFS"},     {0xFF534D42, "CIFS"}, {0xFE534D42, "SMB2"},
+    {0x517B, "SMB"},     {0x01021997, "9p"},   {0x65735546, "FUSE"},
+    {0x5346414F, "AFS"}, {0x00C36400, "Ceph"}, {0x0BD00BD0, "Lustre"},
 };
 
 ie_status
@@ -27,10 +27,11 @@ ie__database_local(const char *path, ie_error *err)
         return IE_OK; /* not there yet, or not a path; opening it will say so */
     for (size_t i = 0; i < sizeof NETWORK_FS / sizeof NETWORK_FS[0]; i++)
         if ((unsigned long)fs.f_type == NETWORK_FS[i].magic)
-            return ie_error_set(err, IE_ENOTSUP,
-                                "%s is on a %s file system, where SQLite's locks cannot be trusted; "
-                                "move it to a local disk",
-                                path, NETWORK_FS[i].name);
+            return ie_error_set(
+                err, IE_ENOTSUP,
+                "%s is on a %s file system, where SQLite's locks cannot be trusted; "
+                "move it to a local disk",
+                path, NETWORK_FS[i].name);
     return IE_OK;
 }
 
@@ -49,8 +50,9 @@ ie__database_manners(sqlite3 *db, uint32_t busy_ms_max, ie_error *err)
         ie__sql_text(mode, sizeof mode, db, "PRAGMA main.journal_mode", "", err) != IE_OK)
         return err != NULL && err->status != IE_OK ? err->status : IE_EIO;
     /* Losing our last marks in a power cut costs duplicates, which receivers expect. */
-    return ie__sql_exec(db, strcasecmp(mode, "wal") == 0 ? "PRAGMA main.synchronous=NORMAL"
-                                                         : "PRAGMA main.synchronous=EXTRA",
+    return ie__sql_exec(db,
+                        strcasecmp(mode, "wal") == 0 ? "PRAGMA main.synchronous=NORMAL"
+                                                     : "PRAGMA main.synchronous=EXTRA",
                         err);
 }
 
@@ -62,9 +64,9 @@ ie__database_open(sqlite3 **out, const char *path, uint32_t busy_ms_max, ie_erro
     const int rc = sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX, NULL);
 
     if (rc != SQLITE_OK) {
-        status = ie_error_set(err, rc == SQLITE_CANTOPEN ? IE_ENOTFOUND : IE_EIO,
-                              "open database %s: %s", path,
-                              db != NULL ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
+        status =
+            ie_error_set(err, rc == SQLITE_CANTOPEN ? IE_ENOTFOUND : IE_EIO, "open database %s: %s",
+                         path, db != NULL ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
     } else {
         status = ie__database_manners(db, busy_ms_max, err);
     }
@@ -97,10 +99,11 @@ ie__database_durability(char out[IE__DURABILITY_SIZE], bool *is_weak, sqlite3 *d
     level = level < 0 ? 0 : level > 3 ? 3 : level;
     (void)snprintf(out, IE__DURABILITY_SIZE, "%s+%s", mode, LEVELS[level]);
     if (level == 0 || strcasecmp(mode, "off") == 0 || strcasecmp(mode, "memory") == 0)
-        return ie_error_set(err, IE_EUNSAFE,
-                            "journal_mode %s with synchronous %s loses or corrupts data in a crash; use "
-                            "WAL, TRUNCATE or PERSIST with FULL",
-                            mode, LEVELS[level]);
+        return ie_error_set(
+            err, IE_EUNSAFE,
+            "journal_mode %s with synchronous %s loses or corrupts data in a crash; use "
+            "WAL, TRUNCATE or PERSIST with FULL",
+            mode, LEVELS[level]);
     /* A power cut takes back the last commits, published or not (WAL), or may undo a finished one
      * (DELETE: the journal's removal is not synced before EXTRA). */
     *is_weak = level == 1 || (strcasecmp(mode, "delete") == 0 && level < 3);
@@ -113,10 +116,11 @@ ie__database_in_place(sqlite3 *db, ie_error *err)
     int moved = 0;
 
     if (sqlite3_file_control(db, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved != 0)
-        return ie_error_set(err, IE_EMOVED,
-                            "the database file %s was moved, removed or replaced while it was open; "
-                            "start again on the right file",
-                            sqlite3_db_filename(db, "main"));
+        return ie_error_set(
+            err, IE_EMOVED,
+            "the database file %s was moved, removed or replaced while it was open; "
+            "start again on the right file",
+            sqlite3_db_filename(db, "main"));
     return IE_OK;
 }
 

@@ -49,9 +49,8 @@ ie__deliveries_open(ie__deliveries **out, sqlite3 *db, const ie_clock *clock, co
          " attempts = excluded.attempts, claims = excluded.claims, due_at = excluded.due_at,"
          " since = excluded.since, reason = excluded.reason"},
         {&d->remove, "DELETE FROM main.ie_delivery WHERE cursor = ?1 AND position = ?2"},
-        {&d->get,
-         "SELECT position, state, key, attempts, claims, due_at, expires_at, since, reason"
-         " FROM main.ie_delivery WHERE cursor = ?1 AND position = ?2"},
+        {&d->get, "SELECT position, state, key, attempts, claims, due_at, expires_at, since, reason"
+                  " FROM main.ie_delivery WHERE cursor = ?1 AND position = ?2"},
         {&d->due,
          "SELECT position FROM main.ie_delivery WHERE cursor = ?1 AND state IN ('retrying',"
          " 'scheduled') AND (due_at <= ?2 OR (state = 'retrying' AND due_at > ?3))"
@@ -67,18 +66,15 @@ ie__deliveries_open(ie__deliveries **out, sqlite3 *db, const ie_clock *clock, co
          " WHERE cursor = ?1 AND position = (SELECT position FROM main.ie_delivery"
          " WHERE cursor = ?1 AND key = ?2 AND state IN ('retrying', 'blocked') ORDER BY position"
          " LIMIT 1) AND state = 'blocked'"},
-        {&d->held_keys,
-         "SELECT key FROM main.ie_delivery WHERE cursor = ?1 AND key IS NOT NULL"
-         " AND state IN ('retrying', 'blocked')"},
-        {&d->claim,
-         "UPDATE main.ie_delivery SET claims = claims + 1, due_at = ?3 WHERE cursor = ?1"
-         " AND position = ?2"},
+        {&d->held_keys, "SELECT key FROM main.ie_delivery WHERE cursor = ?1 AND key IS NOT NULL"
+                        " AND state IN ('retrying', 'blocked')"},
+        {&d->claim, "UPDATE main.ie_delivery SET claims = claims + 1, due_at = ?3 WHERE cursor = ?1"
+                    " AND position = ?2"},
         {&d->recover,
          "UPDATE main.ie_delivery SET due_at = ?2 WHERE cursor = ?1 AND state = 'retrying'"
          " AND claims > 0"},
-        {&d->unclaim,
-         "UPDATE main.ie_delivery SET due_at = ?2, claims = 0 WHERE cursor = ?1"
-         " AND state = 'retrying' AND claims > 0"},
+        {&d->unclaim, "UPDATE main.ie_delivery SET due_at = ?2, claims = 0 WHERE cursor = ?1"
+                      " AND state = 'retrying' AND claims > 0"},
         {&d->expired,
          "SELECT position FROM main.ie_delivery WHERE cursor = ?1 AND expires_at IS NOT NULL"
          " AND state IN ('retrying', 'blocked', 'scheduled') AND expires_at <= ?2 LIMIT ?3"},
@@ -186,7 +182,8 @@ ie__delivery_get(ie__deliveries *d, int64_t position, ie__delivery *out, ie_erro
         (void)snprintf(d->reason, sizeof d->reason, "%s", ie__sql_column_text(stmt, 8));
         out->reason = d->reason;
     } else if (rc == SQLITE_DONE) {
-        status = ie_error_set(err, IE_ENOTFOUND, "no delivery at position %lld", (long long)position);
+        status =
+            ie_error_set(err, IE_ENOTFOUND, "no delivery at position %lld", (long long)position);
     } else {
         status = ie__sql_fail(d->db, rc, "read delivery", err);
     }
@@ -240,7 +237,8 @@ ie__delivery_next_due(ie__deliveries *d, int64_t *due_at_ms, ie_error *err)
 }
 
 ie_status
-ie__delivery_key_held(ie__deliveries *d, const char *key, int64_t before, bool *is_held, ie_error *err)
+ie__delivery_key_held(ie__deliveries *d, const char *key, int64_t before, bool *is_held,
+                      ie_error *err)
 {
     sqlite3_stmt *stmt = for_cursor(d, d->key_held);
     ie_status     status = IE_OK;
@@ -313,8 +311,8 @@ ie__deliveries_unclaim(ie__deliveries *d, ie_error *err)
 }
 
 ie_status
-ie__delivery_expired(ie__deliveries *d, int64_t now_ms, int64_t *positions, size_t max, size_t *count,
-                     ie_error *err)
+ie__delivery_expired(ie__deliveries *d, int64_t now_ms, int64_t *positions, size_t max,
+                     size_t *count, ie_error *err)
 {
     sqlite3_stmt *stmt = for_cursor(d, d->expired);
 

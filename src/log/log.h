@@ -11,9 +11,9 @@
 #include <sqlite3.h>
 
 #define IE__CURSOR_NAME_BYTES_MAX 64
-#define IE__REASON_BYTES_MAX 500
+#define IE__REASON_BYTES_MAX      500
 
-/* ---- SQLite, in our words (sql.c) ----------------------------------------------------------- */
+/* ---- SQLite, in our words (sql.c) ---- */
 
 /* The one place that maps SQLite's codes to ours: records "what: SQLite's words". */
 ie_status ie__sql_fail(sqlite3 *db, int rc, const char *what, ie_error *err);
@@ -33,7 +33,7 @@ ie_status ie__sql_text(char *out, size_t size, sqlite3 *db, const char *sql, con
 /* A column as text, never NULL. */
 const char *ie__sql_column_text(sqlite3_stmt *stmt, int column);
 
-/* ---- a connection of our own on somebody's file (database.c) --------------------------------- */
+/* ---- a connection of our own on somebody's file (database.c) ---- */
 
 /*
  * The manners of a guest: no automatic checkpoint, none on close, no mmap, synchronous NORMAL where
@@ -49,26 +49,27 @@ ie_status ie__database_durability(char out[IE__DURABILITY_SIZE], bool *is_weak, 
 ie_status ie__database_local(const char *path, ie_error *err);
 /* IE_EMOVED: the file under this connection is not the one at its path any more. */
 ie_status ie__database_in_place(sqlite3 *db, ie_error *err);
-/* Checkpoint that cannot meet SQLite's WAL-reset bug: a guard holds the write lock meanwhile, so no commit
- * can fall into the window. PASSIVE; does nothing below frames_min or when the lock is taken. */
+/* Checkpoint that cannot meet SQLite's WAL-reset bug: a guard holds the write lock meanwhile, so no
+ * commit can fall into the window. PASSIVE; does nothing below frames_min or when the lock is
+ * taken. */
 ie_status ie__database_checkpoint(const char *path, uint32_t frames_min, ie_error *err);
 /* Is this SQLite version one with the WAL-reset bug (3.7.0 to 3.51.2 but for 3.44.6+, 3.50.7+)? */
 bool ie__sqlite_has_wal_reset_bug(int version_number);
 
-/* ---- writing (append.c) ---------------------------------------------------------------------- */
+/* ---- writing (append.c) ---- */
 
 typedef struct ie__appender ie__appender;
-ie_status ie__appender_open(ie__appender **out, sqlite3 *db, const char *source,
-                            const ie_clock *clock, ie_error *err);
-void      ie__appender_close(ie__appender *appender);
+ie_status                   ie__appender_open(ie__appender **out, sqlite3 *db, const char *source,
+                                              const ie_clock *clock, ie_error *err);
+void                        ie__appender_close(ie__appender *appender);
 /* Insert into the open transaction; the status list of ie_publish(). id_out may be NULL. */
 ie_status ie__append(ie__appender *appender, const ie_event *event, char *id_out, ie_error *err);
 
-/* ---- reading (read.c) ------------------------------------------------------------------------ */
+/* ---- reading (read.c) ---- */
 
 /*
- * A batch of events in one piece of memory that is used again. Rows that break the rules (anyone may
- * have written them) come with a reason.
+ * A batch of events in one piece of memory that is used again. Rows that break the rules (anyone
+ * may have written them) come with a reason.
  */
 typedef struct ie__row {
     ie_event    event;
@@ -81,8 +82,8 @@ struct ie__batch {
     ie__row   *rows;
     size_t     count;
     size_t     capacity;
-    size_t     bytes; /* memory held */
-    void      *chunks; /* private */
+    size_t     bytes;      /* memory held */
+    void      *chunks;     /* private */
     size_t     unanswered; /* for the owner's use */
     ie__batch *next;       /* for the owner's use */
 };
@@ -93,7 +94,8 @@ void      ie__reader_close(ie__reader *reader);
 ie_status ie__batch_new(ie__batch **out, size_t rows_max);
 void      ie__batch_free(ie__batch *batch);
 void      ie__batch_clear(ie__batch *batch);
-/* Up to rows_max events (and about bytes_max, but at least one) with position > after and <= until. */
+/* Up to rows_max events (and about bytes_max, but at least one) with position > after and <= until.
+ */
 ie_status ie__reader_after(ie__reader *reader, ie__batch *batch, int64_t after, int64_t until,
                            size_t rows_max, size_t bytes_max, ie_error *err);
 /* Add the event at this position; IE_ENOTFOUND when it is gone. */
@@ -102,7 +104,7 @@ ie_status ie__reader_at(ie__reader *reader, ie__batch *batch, int64_t position, 
  * the neighbourhood is searched first; other ids cost a scan. */
 ie_status ie__log_find(int64_t *out, sqlite3 *db, const char *id, ie_error *err);
 
-/* ---- cursors (cursor.c) ---------------------------------------------------------------------- */
+/* ---- cursors (cursor.c) ---- */
 
 typedef struct ie__cursor {
     char     name[IE__CURSOR_NAME_BYTES_MAX + 1];
@@ -113,8 +115,8 @@ typedef struct ie__cursor {
     uint32_t crashes;        /* of owners, since the position last moved */
     uint32_t claims;         /* of the single event after position, since the position last moved */
     int64_t  epoch;
-    int64_t  newest;         /* position of the newest event when the lease was taken */
-    bool     must_bury;      /* the event after position has used its claims up */
+    int64_t  newest;    /* position of the newest event when the lease was taken */
+    bool     must_bury; /* the event after position has used its claims up */
 } ie__cursor;
 
 typedef struct ie__lease_request {
@@ -132,7 +134,8 @@ typedef struct ie__lease_request {
 /* "<pid namespace>:<pid>:<start time>:<random>", unique for each call. */
 #define IE__OWNER_SIZE 96
 void ie__owner_make(char out[IE__OWNER_SIZE]);
-/* Does the process behind this owner certainly not exist any more? (Same boot and pid namespace.) */
+/* Does the process behind this owner certainly not exist any more? (Same boot and pid namespace.)
+ */
 bool ie__owner_is_gone(const char *owner, const char *boot_id);
 
 typedef struct ie__cursors ie__cursors; /* prepared statements on one connection */
@@ -146,9 +149,9 @@ void      ie__cursors_close(ie__cursors *cursors);
 ie_status ie__cursor_take(ie__cursors *cursors, const ie__lease_request *request, ie__cursor *out,
                           uint32_t *retry_ms, ie_error *err);
 /*
- * Move on: inside the caller's transaction. Writes position, claims, reservation and the renewed lease
- * if the epoch is still ours; IE_ELEASE otherwise (change nothing else then). unclaim: what was handed out
- * came back unsent, so it is not to blame for a crash.
+ * Move on: inside the caller's transaction. Writes position, claims, reservation and the renewed
+ * lease if the epoch is still ours; IE_ELEASE otherwise (change nothing else then). unclaim: what
+ * was handed out came back unsent, so it is not to blame for a crash.
  */
 ie_status ie__cursor_advance(ie__cursors *cursors, ie__cursor *cursor, int64_t position,
                              uint32_t reserve, uint32_t lease_ms, bool unclaim, ie_error *err);
@@ -160,7 +163,7 @@ ie_status ie__cursor_release(ie__cursors *cursors, const ie__cursor *cursor, ie_
 ie_status ie__cursor_breaker(ie__cursors *cursors, const ie__cursor *cursor, const char *reason,
                              int64_t since_ms, int64_t until_ms, ie_error *err);
 
-/* ---- deliveries (delivery.c) ------------------------------------------------------------------ */
+/* ---- deliveries (delivery.c) ---- */
 
 typedef struct ie__delivery {
     int64_t     position;
@@ -197,15 +200,18 @@ ie_status ie__delivery_next_due(ie__deliveries *deliveries, int64_t *due_at_ms, 
 ie_status ie__delivery_key_held(ie__deliveries *deliveries, const char *key, int64_t before,
                                 bool *is_held, ie_error *err);
 /* The key's head is out of the way: its next blocked event becomes due now. */
-ie_status ie__delivery_release_key(ie__deliveries *deliveries, const char *key, bool *released, ie_error *err);
+ie_status ie__delivery_release_key(ie__deliveries *deliveries, const char *key, bool *released,
+                                   ie_error *err);
 /* Call each for every distinct held key; for filling a filter at take-over. */
-ie_status ie__delivery_held_keys(ie__deliveries *deliveries, void (*each)(void *user, const char *key),
-                                 void *user, ie_error *err);
-/* Count a claim of a due delivery, and keep it from being due again before then; inside the caller's
- * transaction. */
+ie_status ie__delivery_held_keys(ie__deliveries *deliveries,
+                                 void (*each)(void *user, const char *key), void *user,
+                                 ie_error *err);
+/* Count a claim of a due delivery, and keep it from being due again before then; inside the
+ * caller's transaction. */
 ie_status ie__delivery_claim(ie__deliveries *deliveries, int64_t position, int64_t due_at_ms,
                              ie_error *err);
-/* A new owner: what the last one had claimed and not answered is due now; its claims stay counted. */
+/* A new owner: what the last one had claimed and not answered is due now; its claims stay counted.
+ */
 ie_status ie__deliveries_recover(ie__deliveries *deliveries, ie_error *err);
 /* An orderly end: nothing is claimed any more. Inside the caller's transaction. */
 ie_status ie__deliveries_unclaim(ie__deliveries *deliveries, ie_error *err);
@@ -213,7 +219,7 @@ ie_status ie__deliveries_unclaim(ie__deliveries *deliveries, ie_error *err);
 ie_status ie__delivery_expired(ie__deliveries *deliveries, int64_t now_ms, int64_t *positions,
                                size_t max, size_t *count, ie_error *err);
 
-/* ---- retention (retain.c) ---------------------------------------------------------------------- */
+/* ---- retention (retain.c) ---- */
 
 typedef struct ie__retention {
     uint32_t published_s;
@@ -227,18 +233,18 @@ typedef struct ie__cleaner ie__cleaner;
 ie_status ie__cleaner_open(ie__cleaner **out, sqlite3 *db, const ie_clock *clock, ie_error *err);
 void      ie__cleaner_close(ie__cleaner *cleaner);
 /* Begin a new round: events that a delivery kept in the last one are looked at again. */
-void      ie__cleaner_restart(ie__cleaner *cleaner);
+void ie__cleaner_restart(ie__cleaner *cleaner);
 /* One small transaction of its own. *removed: events; *more: call again. */
 ie_status ie__cleaner_step(ie__cleaner *cleaner, const ie__retention *retention, uint64_t *removed,
                            bool *more, ie_error *err);
 
-/* ---- wake-up (wake.c) ---------------------------------------------------------------------------- */
+/* ---- wake-up (wake.c) ---- */
 
 /* Notices commits of others without touching the files: inotify on the -wal and its folder. */
 typedef struct ie__watch ie__watch;
-ie_status ie__watch_open(ie__watch **out, const char *db_path, ie_error *err);
-int       ie__watch_fd(const ie__watch *watch); /* readable: something was written; -1: no inotify */
-void      ie__watch_drain(ie__watch *watch);    /* forget what was seen; re-arms after WAL changes */
-void      ie__watch_close(ie__watch *watch);
+ie_status                ie__watch_open(ie__watch **out, const char *db_path, ie_error *err);
+int  ie__watch_fd(const ie__watch *watch); /* readable: something was written; -1: no inotify */
+void ie__watch_drain(ie__watch *watch);    /* forget what was seen; re-arms after WAL changes */
+void ie__watch_close(ie__watch *watch);
 
 #endif

@@ -1,4 +1,5 @@
-/* Migrations: numbered SQL that is compiled in, a history table of our own, one transaction each. */
+/* Migrations: numbered SQL that is compiled in, a history table of our own, one transaction each.
+ */
 #include <ie/migrate.h>
 
 #include <pthread.h>
@@ -61,7 +62,8 @@ has_table(bool *out, sqlite3 *db, const char *name, ie_error *err)
     int64_t count = 0;
 
     (void)snprintf(sql, sizeof sql,
-                   "SELECT count(*) FROM main.sqlite_master WHERE type='table' AND name='%s'", name);
+                   "SELECT count(*) FROM main.sqlite_master WHERE type='table' AND name='%s'",
+                   name);
     const ie_status status = ie__sql_int(&count, db, sql, 0, err);
 
     *out = count != 0;
@@ -69,8 +71,8 @@ has_table(bool *out, sqlite3 *db, const char *name, ie_error *err)
 }
 
 ie_status
-ie_migrate_status(sqlite3 *db, void (*each)(void *user, const ie_migration_state *state), void *user,
-                  ie_error *err)
+ie_migrate_status(sqlite3 *db, void (*each)(void *user, const ie_migration_state *state),
+                  void *user, ie_error *err)
 {
     sqlite3_stmt *stmt = NULL;
     bool          has_history = false;
@@ -80,12 +82,15 @@ ie_migrate_status(sqlite3 *db, void (*each)(void *user, const ie_migration_state
 
     if (status == IE_OK && has_history) {
         status = ie__sql_prepare(
-            &stmt, db, "SELECT version, applied_at FROM main.ie_schema_history ORDER BY version", err);
+            &stmt, db, "SELECT version, applied_at FROM main.ie_schema_history ORDER BY version",
+            err);
         while (status == IE_OK && (rc = sqlite3_step(stmt)) == SQLITE_ROW) {
-            ie_migration_state state = {.version = sqlite3_column_int(stmt, 0), .is_applied = true,
+            ie_migration_state state = {.version = sqlite3_column_int(stmt, 0),
+                                        .is_applied = true,
                                         .applied_at_ms = sqlite3_column_int64(stmt, 1)};
 
-            for (; next < ie_migration_count() && ie_migration_at(next)->version < state.version; next++)
+            for (; next < ie_migration_count() && ie_migration_at(next)->version < state.version;
+                 next++)
                 each(user, &(ie_migration_state){.migration = ie_migration_at(next),
                                                  .version = ie_migration_at(next)->version});
             state.migration = migration_find(state.version);
@@ -122,7 +127,8 @@ history_read(history *out, sqlite3 *db, ie_error *err)
     if (status != IE_OK || !out->has_history)
         return status;
     status = ie__sql_prepare(
-        &stmt, db, "SELECT version, name, checksum FROM main.ie_schema_history ORDER BY version", err);
+        &stmt, db, "SELECT version, name, checksum FROM main.ie_schema_history ORDER BY version",
+        err);
     while (status == IE_OK && (rc = sqlite3_step(stmt)) == SQLITE_ROW) {
         const int           version = sqlite3_column_int(stmt, 0);
         const ie_migration *known = migration_find(version);
@@ -130,10 +136,11 @@ history_read(history *out, sqlite3 *db, ie_error *err)
         if (known == NULL)
             out->newer = version;
         else if (strcmp(known->checksum, ie__sql_column_text(stmt, 2)) != 0)
-            status = ie_error_set(err, IE_ESCHEMA,
-                                  "migration %d_%s was applied with other text (checksum %s, this "
-                                  "library has %s); a released migration is never edited",
-                                  version, known->name, ie__sql_column_text(stmt, 2), known->checksum);
+            status =
+                ie_error_set(err, IE_ESCHEMA,
+                             "migration %d_%s was applied with other text (checksum %s, this "
+                             "library has %s); a released migration is never edited",
+                             version, known->name, ie__sql_column_text(stmt, 2), known->checksum);
         if (version > out->newest)
             out->newest = version;
     }
@@ -174,11 +181,12 @@ ie_migrate_check(sqlite3 *db, ie_error *err)
         /* A team may apply our SQL with a tool of its own; then the shape is what counts. */
         int64_t columns = 0;
 
-        status = ie__sql_int(&columns, db,
-                             "SELECT count(*) FROM main.pragma_table_info('ie_event') WHERE name IN ("
-                             "'position','id','topic','key','type','source','time','not_before',"
-                             "'expires_at','content_type','headers','dedupe_key','data')",
-                             0, err);
+        status =
+            ie__sql_int(&columns, db,
+                        "SELECT count(*) FROM main.pragma_table_info('ie_event') WHERE name IN ("
+                        "'position','id','topic','key','type','source','time','not_before',"
+                        "'expires_at','content_type','headers','dedupe_key','data')",
+                        0, err);
         if (status == IE_OK && columns != 13)
             status = ie_error_set(err, IE_ESCHEMA,
                                   "table ie_event exists but is not the one that this library "
@@ -186,8 +194,8 @@ ie_migrate_check(sqlite3 *db, ie_error *err)
         return status;
     }
     return ie_error_set(err, IE_ESCHEMA_MISSING,
-                        "the database has schema version %d of %d; run: ie migrate up DB", seen.newest,
-                        newest);
+                        "the database has schema version %d of %d; run: ie migrate up DB",
+                        seen.newest, newest);
 }
 
 /* One migration, in one transaction with its history row; does nothing if somebody was faster. */
@@ -217,9 +225,8 @@ apply_one(sqlite3 *db, const ie_migration *migration, bool *applied, ie_error *e
                                migration->name, words);
         }
         if (status == IE_OK)
-            status = ie__sql_prepare(&stmt, db,
-                                     "INSERT INTO main.ie_schema_history VALUES (?1, ?2, ?3, ?4, ?5)",
-                                     err);
+            status = ie__sql_prepare(
+                &stmt, db, "INSERT INTO main.ie_schema_history VALUES (?1, ?2, ?3, ?4, ?5)", err);
         if (status == IE_OK) {
             (void)sqlite3_bind_int(stmt, 1, migration->version);
             (void)sqlite3_bind_text(stmt, 2, migration->name, -1, SQLITE_STATIC);
@@ -249,7 +256,8 @@ ie_migrate_up(sqlite3 *db, int *applied, ie_error *err)
     ie_status status;
 
     if (sqlite3_get_autocommit(db) == 0)
-        return ie_error_set(err, IE_ESTATE, "migrations need a transaction of their own; commit first");
+        return ie_error_set(err, IE_ESTATE,
+                            "migrations need a transaction of their own; commit first");
     status = history_read(&seen, db, err);
     if (status == IE_OK && seen.newer != 0)
         status = newer_refused(&seen, err);

@@ -1,4 +1,5 @@
-/* Reading events back: batches in reused memory, rows that break the rules named instead of passed on. */
+/* Reading events back: batches in reused memory, rows that break the rules named instead of passed
+ * on. */
 #include "log.h"
 
 #include <limits.h>
@@ -25,11 +26,21 @@ struct ie__reader {
 };
 
 #define COLUMNS                                                                                    \
-    "position, id, topic, key, type, source, time, not_before, expires_at, content_type, headers,"  \
+    "position, id, topic, key, type, source, time, not_before, expires_at, content_type, headers," \
     " data"
 enum {
-    C_POSITION, C_ID, C_TOPIC, C_KEY, C_TYPE, C_SOURCE, C_TIME, C_NOT_BEFORE, C_EXPIRES_AT,
-    C_CONTENT_TYPE, C_HEADERS, C_DATA
+    C_POSITION,
+    C_ID,
+    C_TOPIC,
+    C_KEY,
+    C_TYPE,
+    C_SOURCE,
+    C_TIME,
+    C_NOT_BEFORE,
+    C_EXPIRES_AT,
+    C_CONTENT_TYPE,
+    C_HEADERS,
+    C_DATA
 };
 
 ie_status
@@ -45,10 +56,11 @@ ie__reader_open(ie__reader **out, sqlite3 *db, const char *default_source, ie_er
     else
         reader->db = db;
     if (status == IE_OK)
-        status = ie__sql_prepare(&reader->after, db,
-                                 "SELECT " COLUMNS " FROM main.ie_event"
-                                 " WHERE position > ?1 AND position <= ?2 ORDER BY position LIMIT ?3",
-                                 err);
+        status =
+            ie__sql_prepare(&reader->after, db,
+                            "SELECT " COLUMNS " FROM main.ie_event"
+                            " WHERE position > ?1 AND position <= ?2 ORDER BY position LIMIT ?3",
+                            err);
     if (status == IE_OK)
         status = ie__sql_prepare(&reader->at, db,
                                  "SELECT " COLUMNS " FROM main.ie_event WHERE position = ?1", err);
@@ -145,7 +157,8 @@ batch_take(ie__batch *batch, size_t bytes)
     return (char *)head->bytes + head->used - bytes;
 }
 
-/* A text column of the row being read: where its bytes go in one block, and whether it may be sent. */
+/* A text column of the row being read: where its bytes go in one block, and whether it may be sent.
+ */
 typedef struct taking {
     char       *at;
     const char *trouble;
@@ -275,12 +288,12 @@ take_row(ie__reader *reader, ie__batch *batch, sqlite3_stmt *stmt, ie_error *err
 }
 
 ie_status
-ie__reader_after(ie__reader *reader, ie__batch *batch, int64_t after, int64_t until, size_t rows_max,
-                 size_t bytes_max, ie_error *err)
+ie__reader_after(ie__reader *reader, ie__batch *batch, int64_t after, int64_t until,
+                 size_t rows_max, size_t bytes_max, ie_error *err)
 {
-    size_t       taken = 0;
-    ie_status    status = IE_OK;
-    int          rc = SQLITE_DONE;
+    size_t    taken = 0;
+    ie_status status = IE_OK;
+    int       rc = SQLITE_DONE;
 
     if (rows_max > batch->capacity - batch->count)
         rows_max = batch->capacity - batch->count;
@@ -297,7 +310,8 @@ ie__reader_after(ie__reader *reader, ie__batch *batch, int64_t after, int64_t un
     }
     if (status == IE_OK && rc != SQLITE_ROW && rc != SQLITE_DONE)
         status = ie__sql_fail(reader->db, rc, "read events", err);
-    (void)sqlite3_reset(reader->after); /* ends the read transaction: none is held while publishing */
+    (void)sqlite3_reset(
+        reader->after); /* ends the read transaction: none is held while publishing */
     return status;
 }
 
@@ -321,7 +335,7 @@ ie__reader_at(ie__reader *reader, ie__batch *batch, int64_t position, ie_error *
     return status;
 }
 
-/* ---- by id ----------------------------------------------------------------------------------- */
+/* ---- by id ---- */
 
 static bool
 uuid7_time(int64_t *ms, const char *id)
@@ -350,8 +364,8 @@ uuid7_time(int64_t *ms, const char *id)
 
 /* The first position whose time is not before ms, by bisection; times are nearly in order. */
 static ie_status
-position_at_time(int64_t *out, sqlite3 *db, sqlite3_stmt *probe, int64_t low, int64_t high, int64_t ms,
-                 ie_error *err)
+position_at_time(int64_t *out, sqlite3 *db, sqlite3_stmt *probe, int64_t low, int64_t high,
+                 int64_t ms, ie_error *err)
 {
     while (low < high) {
         const int64_t middle = low + (high - low) / 2;
@@ -375,10 +389,11 @@ static ie_status
 find_between(int64_t *out, sqlite3 *db, const char *id, int64_t low, int64_t high, ie_error *err)
 {
     sqlite3_stmt *stmt = NULL;
-    ie_status     status = ie__sql_prepare(&stmt, db,
-                                           "SELECT position FROM main.ie_event WHERE position BETWEEN ?1"
-                                               " AND ?2 AND id = ?3 ORDER BY position DESC LIMIT 1",
-                                           err);
+    ie_status     status =
+        ie__sql_prepare(&stmt, db,
+                        "SELECT position FROM main.ie_event WHERE position BETWEEN ?1"
+                        " AND ?2 AND id = ?3 ORDER BY position DESC LIMIT 1",
+                        err);
 
     if (status == IE_OK) {
         int rc;
@@ -412,8 +427,8 @@ ie__log_find(int64_t *out, sqlite3 *db, const char *id, ie_error *err)
         status = ie__sql_int(&newest, db, "SELECT max(position) FROM main.ie_event", 0, err);
     if (status == IE_OK && uuid7_time(&ms, id) && newest - oldest > 20000) {
         status = ie__sql_prepare(
-            &probe, db, "SELECT time FROM main.ie_event WHERE position >= ?1 ORDER BY position LIMIT 1",
-            err);
+            &probe, db,
+            "SELECT time FROM main.ie_event WHERE position >= ?1 ORDER BY position LIMIT 1", err);
         if (status == IE_OK)
             status = position_at_time(&near, db, probe, oldest, newest, ms, err);
         (void)sqlite3_finalize(probe);

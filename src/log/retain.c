@@ -26,8 +26,8 @@ ie__cleaner_open(ie__cleaner **out, sqlite3 *db, const ie_clock *clock, ie_error
     cleaner->db = db;
     cleaner->clock = ie__clock_or_system(clock);
     cleaner->resume = INT64_MIN;
-    /* Nothing may go before there is a cursor; the newest event stays. The end of the next run of rows_max
-     * events, and the first of them that is still too young. */
+    /* Nothing may go before there is a cursor; the newest event stays. The end of the next run of
+     * rows_max events, and the first of them that is still too young. */
     status = ie__sql_prepare(
         &cleaner->bound, db,
         "WITH run AS (SELECT position, time FROM main.ie_event WHERE position > ?1 AND position <="
@@ -121,8 +121,8 @@ next_run(ie__cleaner *cleaner, const ie__retention *retention, int64_t *last, bo
 }
 
 ie_status
-ie__cleaner_step(ie__cleaner *cleaner, const ie__retention *retention, uint64_t *removed, bool *more,
-                 ie_error *err)
+ie__cleaner_step(ie__cleaner *cleaner, const ie__retention *retention, uint64_t *removed,
+                 bool *more, ie_error *err)
 {
     const struct {
         ie_state state;
@@ -140,8 +140,8 @@ ie__cleaner_step(ie__cleaner *cleaner, const ie__retention *retention, uint64_t 
     if (status != IE_OK)
         return status;
     for (size_t i = 0; status == IE_OK && i < sizeof ended / sizeof ended[0]; i++)
-        status = clean_ended(cleaner, ended[i].state, ended[i].retention_s, retention->rows_max, more,
-                             err);
+        status = clean_ended(cleaner, ended[i].state, ended[i].retention_s, retention->rows_max,
+                             more, err);
     if (status == IE_OK)
         status = next_run(cleaner, retention, &last, &is_full, err);
     if (status == IE_OK && last > cleaner->resume) {

@@ -1,4 +1,5 @@
-/* SQLite in our words: one translation of its codes, and the few calls that everything else uses. */
+/* SQLite in our words: one translation of its codes, and the few calls that everything else uses.
+ */
 #include "log.h"
 
 #include <stdio.h>

@@ -1,6 +1,7 @@
 /*
  * Noticing commits of others without touching the database's files: inotify reads names, it opens
- * nothing, so SQLite's locks are safe. The -wal file comes and goes, hence the folder is watched too.
+ * nothing, so SQLite's locks are safe. The -wal file comes and goes, hence the folder is watched
+ * too.
  */
 #include "log.h"
 
@@ -53,8 +54,8 @@ ie__watch_open(ie__watch **out, const char *db_path, ie_error *err)
         slash[slash == folder ? 1 : 0] = '\0';
     watch->fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
     if (watch->fd >= 0) {
-        watch->folder = inotify_add_watch(watch->fd, slash != NULL ? folder : ".",
-                                          IN_CREATE | IN_MOVED_TO);
+        watch->folder =
+            inotify_add_watch(watch->fd, slash != NULL ? folder : ".", IN_CREATE | IN_MOVED_TO);
         watch_files(watch);
     }
     ie__free(folder);
@@ -72,14 +73,15 @@ void
 ie__watch_drain(ie__watch *watch)
 {
     _Alignas(struct inotify_event) char buffer[4096];
-    bool    is_new = false;
-    ssize_t got;
+    bool                                is_new = false;
+    ssize_t                             got;
 
     while ((got = read(watch->fd, buffer, sizeof buffer)) > 0) {
         for (ssize_t at = 0; at < got;) {
             const struct inotify_event *event = (const void *)(buffer + at);
 
-            if (event->wd == watch->folder && event->len > 0 && strcmp(event->name, watch->name) == 0)
+            if (event->wd == watch->folder && event->len > 0 &&
+                strcmp(event->name, watch->name) == 0)
                 is_new = true;
             if ((event->mask & (IN_IGNORED | IN_Q_OVERFLOW)) != 0)
                 is_new = true;
