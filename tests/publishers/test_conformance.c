@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "conformance.h"
 #include "file_publisher.h"
@@ -397,6 +398,8 @@ fake_open(void **self, const char *url, ie_publisher_env *env, ie_error *err)
         free(made);
         return ie_error_set(err, IE_ENOMEM, "no thread");
     }
+    if (strcmp(made->manners, "leaky") == 0)
+        (void)dup(STDERR_FILENO);
     *self = made;
     return IE_OK;
 }
@@ -574,6 +577,13 @@ START_TEST(suite_catches_a_refusal_without_a_reason)
 }
 END_TEST
 
+START_TEST(suite_catches_a_leaked_descriptor)
+{
+    ck_assert_ptr_nonnull(
+        strstr(complaint_about("fake:leaky", "opens_and_closes_200_times"), "descriptors leak"));
+}
+END_TEST
+
 START_TEST(suite_catches_an_unnamed_option)
 {
     ie_conformance_row row = ROWS[2];
@@ -605,6 +615,7 @@ main(void)
     tcase_add_test(fakes, suite_catches_a_missing_answer);
     tcase_add_test(fakes, suite_catches_a_ticket_cut_to_32_bits);
     tcase_add_test(fakes, suite_catches_a_refusal_without_a_reason);
+    tcase_add_test(fakes, suite_catches_a_leaked_descriptor);
     tcase_add_test(fakes, suite_catches_an_unnamed_option);
     suite_add_tcase(suite, fakes);
     srunner_run_all(runner, CK_NORMAL);
