@@ -16,7 +16,7 @@
 typedef const char *(*ie__fault_fn)(const char *text, size_t bytes, ie_status *status);
 
 const char *ie__fault_id(const char *text, size_t bytes, ie_status *status);
-const char *ie__fault_text(const char *text, size_t bytes, ie_status *status); /* type, subject, key */
+const char *ie__fault_text(const char *text, size_t bytes, ie_status *status); /* the others */
 const char *ie__fault_topic(const char *text, size_t bytes, ie_status *status);
 const char *ie__fault_source(const char *text, size_t bytes, ie_status *status);
 const char *ie__fault_dataschema(const char *text, size_t bytes, ie_status *status);
@@ -46,7 +46,7 @@ const char *ie__header_value_take(ie_header_type *type, char **room, ie__json_sp
                                   size_t *bytes);
 
 #define IE__EVENT_NO_TOPIC 1u /* the event comes from elsewhere: topic may be missing */
-#define IE__EVENT_NAMED 2u    /* id, source and type are required */
+#define IE__EVENT_NAMED    2u /* id, source and type are required */
 
 /* The event as this build knows it, whoever filled it in. */
 ie_status ie__event_import(ie_event *own, const ie_event *event, ie_error *err);

@@ -5,8 +5,8 @@
  * - data_base64 without datacontenttype gets "application/octet-stream", since our NULL says JSON.
  * - data_base64 with a JSON content type must hold JSON, as any event of ours with that type.
  * - "data": null is the JSON value null when the content type is JSON or missing, else no data.
- * - A timestamp of exactly 1970-01-01T00:00:00Z is read as one millisecond later: our 0 says "none",
- *   and an event that expired long ago must not become one that never does.
+ * - A timestamp of exactly 1970-01-01T00:00:00Z is read as one millisecond later: our 0 means
+ *   none, and an event that expired long ago must not become one that never does.
  * - Members are checked, not repaired: a name or value that the specification forbids refuses the
  *   event, since the next receiver would refuse it too.
  */
@@ -64,10 +64,10 @@ base64_value(char c)
 static bool
 base64_decode(char *text, size_t *bytes)
 {
-    size_t       end = *bytes;
-    size_t       used = 0;
-    unsigned     bits = 0;
-    unsigned     count = 0;
+    size_t   end = *bytes;
+    size_t   used = 0;
+    unsigned bits = 0;
+    unsigned count = 0;
 
     if (end % 4 != 0)
         return false;
@@ -249,11 +249,16 @@ static const struct {
 };
 
 static const char *const SLOT_NAMES[SLOT_COUNT] = {
-    "specversion", "time",   "notbefore", "expirytime", "data",         "data_base64", "id",
-    "source",      "type",   "subject",   "topic",      "partitionkey", "dataschema",  "datacontenttype",
+    "specversion", "time",
+    "notbefore",   "expirytime",
+    "data",        "data_base64",
+    "id",          "source",
+    "type",        "subject",
+    "topic",       "partitionkey",
+    "dataschema",  "datacontenttype",
 };
 
-#define EXTENSIONS_MAX (2 * IE_HEADERS_MAX) /* with those that are null, which count for nothing */
+#define EXTENSIONS_MAX (2 * IE_HEADERS_MAX) /* with those that are null and count for nothing */
 
 typedef struct extension {
     char          name[IE_HEADER_NAME_BYTES_MAX + 1];
@@ -262,7 +267,7 @@ typedef struct extension {
 } extension;
 
 typedef struct decoder {
-    const char   *base; /* what byte offsets count from */
+    const char   *base;              /* what byte offsets count from */
     ie__json_span slots[SLOT_COUNT]; /* start is NULL for what is absent, also while null */
     bool          is_seen[SLOT_COUNT];
     size_t        extension_count;
@@ -481,8 +486,8 @@ count_bytes(const decoder *d, size_t *header_count)
         if (d->extensions[i].value.kind == IE__JSON_NULL)
             continue;
         ++*header_count;
-        bytes += sizeof(ie_header) + d->extensions[i].name_bytes + 1 +
-                 d->extensions[i].value.bytes + 1;
+        bytes +=
+            sizeof(ie_header) + d->extensions[i].name_bytes + 1 + d->extensions[i].value.bytes + 1;
     }
     return bytes;
 }
@@ -537,7 +542,7 @@ build_event(const decoder *d, ie_event **out, ie_error *err)
 static ie_status
 decode_event(ie_event **out, const char *base, const char *json, size_t bytes, ie_error *err)
 {
-    decoder   d; /* the extensions need no initialisation: extension_count says how many there are */
+    decoder   d; /* extension_count says how many extensions are there; the rest stays as it is */
     ie_status status;
 
     d.base = base;
@@ -571,7 +576,8 @@ take_element(void *user, const char *name, size_t name_bytes, ie__json_span valu
     (void)name;
     (void)name_bytes;
     if (b->count == IE_CLOUDEVENTS_BATCH_MAX)
-        return ie_error_set(err, IE_ETOOBIG, "batch: more than %d events", IE_CLOUDEVENTS_BATCH_MAX);
+        return ie_error_set(err, IE_ETOOBIG, "batch: more than %d events",
+                            IE_CLOUDEVENTS_BATCH_MAX);
     if (b->count == b->capacity) {
         ie_event **more = ie__realloc_array(b->events, b->capacity * 2, sizeof *more);
 

@@ -127,9 +127,18 @@ ie__fault_header_name(const char *name, size_t bytes)
     static const struct {
         size_t bytes;
         char   word[16];
-    } TAKEN[] = {{2, "id"},          {4, "data"},        {4, "time"},          {4, "type"},
-                 {5, "topic"},       {6, "source"},      {7, "subject"},       {9, "notbefore"},
-                 {10, "dataschema"}, {10, "expirytime"}, {11, "specversion"},  {12, "partitionkey"},
+    } TAKEN[] = {{2, "id"},
+                 {4, "data"},
+                 {4, "time"},
+                 {4, "type"},
+                 {5, "topic"},
+                 {6, "source"},
+                 {7, "subject"},
+                 {9, "notbefore"},
+                 {10, "dataschema"},
+                 {10, "expirytime"},
+                 {11, "specversion"},
+                 {12, "partitionkey"},
                  {15, "datacontenttype"}};
 
     if (bytes == 0)
@@ -140,7 +149,8 @@ ie__fault_header_name(const char *name, size_t bytes)
         if (!((name[i] >= 'a' && name[i] <= 'z') || (name[i] >= '0' && name[i] <= '9')))
             return "has a name with other characters than a-z and 0-9";
     for (size_t i = 0; i < sizeof TAKEN / sizeof *TAKEN; i++)
-        if (TAKEN[i].bytes == bytes && memcmp(TAKEN[i].word, name, bytes) == 0)
+        if (TAKEN[i].bytes == bytes && TAKEN[i].word[0] == *name &&
+            memcmp(TAKEN[i].word, name, bytes) == 0)
             return "is an attribute that the event has a field for";
     return NULL;
 }
@@ -273,8 +283,7 @@ data_check(const ie_event *event, ie_error *err)
     if (!ie__json_is_media_type(event->content_type))
         return IE_OK;
     if (event->data_bytes == 0)
-        return ie_error_set(err, IE_EINVAL,
-                            "data is empty, which is not JSON; NULL means no data");
+        return ie_error_set(err, IE_EINVAL, "data is empty, which is not JSON; NULL means no data");
     if (ie__json_check(event->data, event->data_bytes, &cause) != IE_OK)
         return ie_error_set(err, IE_EINVAL, "data is not valid: %s", cause.message);
     return IE_OK;

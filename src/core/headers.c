@@ -109,17 +109,19 @@ ie__headers_encode(ie_buffer *out, const ie_event *event)
 const char *
 ie__header_name_take(char *name, const char *raw, size_t raw_bytes, size_t *bytes)
 {
-    const char *fault;
+    const char *fault = ie__fault_header_name(raw, raw_bytes);
     char        plain[6 * IE_HEADER_NAME_BYTES_MAX + 2];
 
-    if (raw_bytes <= 6 * IE_HEADER_NAME_BYTES_MAX && memchr(raw, '\\', raw_bytes) != NULL) {
+    /* Hardly any name holds an escape, and one that does fails as it stands. */
+    if (fault != NULL && raw_bytes <= 6 * IE_HEADER_NAME_BYTES_MAX &&
+        memchr(raw, '\\', raw_bytes) != NULL) {
         const ie__json_span literal = {raw - 1, raw_bytes + 2, IE__JSON_STRING};
 
-        if (ie__json_unescape(plain, &raw_bytes, literal, NULL) != IE_OK)
-            raw_bytes = 0; /* the scanner has passed it already */
-        raw = plain;
+        if (ie__json_unescape(plain, &raw_bytes, literal, NULL) == IE_OK) {
+            raw = plain;
+            fault = ie__fault_header_name(raw, raw_bytes);
+        }
     }
-    fault = ie__fault_header_name(raw, raw_bytes);
     *bytes = raw_bytes;
     if (fault != NULL) {
         (void)ie__printable_name(name, raw, raw_bytes);
@@ -208,8 +210,8 @@ refuse(const char *raw, size_t raw_bytes, const char *fault, ie_error *err)
 {
     char shown[IE_HEADER_NAME_BYTES_MAX + 1];
 
-    return ie_error_set(err, IE_EINVAL, "header '%s' %s",
-                        ie__printable_name(shown, raw, raw_bytes), fault);
+    return ie_error_set(err, IE_EINVAL, "header '%s' %s", ie__printable_name(shown, raw, raw_bytes),
+                        fault);
 }
 
 /* subject or dataschema: attributes that only live here while stored. */
@@ -220,8 +222,7 @@ take_attribute(decoder *d, const char **slot, const char *name, size_t name_byte
     ie_status   status = IE_EINVAL;
     size_t      bytes = 0;
     char       *text = d->room;
-    const char *fault = *slot != NULL ? "is there twice"
-                                      : ie__string_take(&d->room, value, &bytes);
+    const char *fault = *slot != NULL ? "is there twice" : ie__string_take(&d->room, value, &bytes);
 
     if (fault == NULL)
         fault = slot == &d->subject ? ie__fault_text(text, bytes, &status)

@@ -13,7 +13,8 @@
 
 #include "core.h"
 
-#define POOL_WORDS 128 /* random words fetched at once: a system call per id would be half its cost */
+/* Random words fetched at once: a system call for each id would be most of its cost. */
+#define POOL_WORDS 128
 
 typedef struct id_pool {
     uint64_t words[POOL_WORDS];
@@ -50,8 +51,8 @@ next_stamp(uint64_t now)
 
     do {
         stamp = now > last ? now : last + 1;
-    } while (!atomic_compare_exchange_weak_explicit(&last_stamp, &last, stamp,
-                                                    memory_order_relaxed, memory_order_relaxed));
+    } while (!atomic_compare_exchange_weak_explicit(&last_stamp, &last, stamp, memory_order_relaxed,
+                                                    memory_order_relaxed));
     return stamp;
 }
 
@@ -71,7 +72,8 @@ ie__id_new_at(char out[IE_ID_SIZE], int64_t wall_ms)
     const uint64_t random = pool_take();
     /* The counter of a fresh millisecond starts in its lower half: random where it can be, with
      * 32,768 ids to go before it runs into the next millisecond. */
-    const uint64_t start = ((uint64_t)wall_ms << 16) | ((random >> 58) << 9);
+    const uint64_t ms = wall_ms > 0 ? (uint64_t)wall_ms : 0;
+    const uint64_t start = ms << 16 | (random >> 58) << 9;
     const uint64_t stamp = next_stamp(start);
     const uint64_t tail = random & ((UINT64_C(1) << 58) - 1);
 

@@ -49,11 +49,11 @@ skip_plain(const byte *at, const byte *end)
     const __m128i slash = _mm_set1_epi8('\\');
 
     for (; end - at >= 16; at += 16) {
-        const __m128i  bytes = _mm_loadu_si128((const __m128i *)(const void *)at);
+        const __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)at);
         /* The comparison is signed: bytes from 0x80 up count as below space, as wanted. */
-        const __m128i  stops = _mm_or_si128(
-            _mm_cmplt_epi8(bytes, space),
-            _mm_or_si128(_mm_cmpeq_epi8(bytes, quote), _mm_cmpeq_epi8(bytes, slash)));
+        const __m128i stops =
+            _mm_or_si128(_mm_cmplt_epi8(bytes, space),
+                         _mm_or_si128(_mm_cmpeq_epi8(bytes, quote), _mm_cmpeq_epi8(bytes, slash)));
         const unsigned mask = (unsigned)_mm_movemask_epi8(stops);
 
         if (mask != 0)
@@ -293,8 +293,8 @@ scan_value(const byte *at, const byte *end, unsigned depth_max, fault *f)
 static ie_status
 refuse(const fault *f, const char *json, ie_error *err)
 {
-    return ie_error_set(err, IE_EINVAL, "JSON, byte %zu: %s",
-                        (size_t)(f->at - (const byte *)json), f->cause);
+    return ie_error_set(err, IE_EINVAL, "JSON, byte %zu: %s", (size_t)(f->at - (const byte *)json),
+                        f->cause);
 }
 
 ie_status
@@ -336,13 +336,13 @@ ie_status
 ie__json_walk(const char *json, size_t bytes, ie__json_kind expected, ie__json_member_fn fn,
               void *user, ie_error *err)
 {
-    const bool  is_object = expected == IE__JSON_OBJECT;
+    const bool is_object = expected == IE__JSON_OBJECT;
     /* What passed ie__json_check() must still pass inside an envelope, and that in an array. */
     const unsigned depth_max = IE__JSON_DEPTH_MAX + (is_object ? 0 : 1);
-    const byte  closer = is_object ? '}' : ']';
-    const byte *end;
-    const byte *at;
-    fault       f;
+    const byte     closer = is_object ? '}' : ']';
+    const byte    *end;
+    const byte    *at;
+    fault          f;
 
     if (bytes == 0)
         json = ""; /* no arithmetic on NULL */
@@ -385,8 +385,9 @@ ie__json_walk(const char *json, size_t bytes, ie__json_kind expected, ie__json_m
             at = skip_space(at + 1, end);
         }
         if (at == end || *at != closer) {
-            (void)fail(&f, at, at == end ? "ends inside an object or array"
-                                         : "neither ',' nor the closing bracket");
+            (void)fail(&f, at,
+                       at == end ? "ends inside an object or array"
+                                 : "neither ',' nor the closing bracket");
             return refuse(&f, json, err);
         }
     }

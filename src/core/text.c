@@ -110,11 +110,9 @@ static uint64_t
 siphash13(const void *bytes, size_t size, const uint64_t key[2])
 {
     const unsigned char *at = bytes;
-    uint64_t             v[4] = {key[0] ^ UINT64_C(0x736f6d6570736575),
-                                 key[1] ^ UINT64_C(0x646f72616e646f6d),
-                                 key[0] ^ UINT64_C(0x6c7967656e657261),
-                                 key[1] ^ UINT64_C(0x7465646279746573)};
-    uint64_t             last = (uint64_t)size << 56;
+    uint64_t v[4] = {key[0] ^ UINT64_C(0x736f6d6570736575), key[1] ^ UINT64_C(0x646f72616e646f6d),
+                     key[0] ^ UINT64_C(0x6c7967656e657261), key[1] ^ UINT64_C(0x7465646279746573)};
+    uint64_t last = (uint64_t)size << 56;
 
     for (; size >= 8; at += 8, size -= 8) {
         const uint64_t word = load_le(at, 8);
@@ -161,16 +159,16 @@ ie__digest(const void *bytes, size_t size, uint64_t seed)
 
 /* ---- RFC 3339 ----------------------------------------------------------------------------- */
 
-#define DAY_MS INT64_C(86400000)
+#define DAY_MS         INT64_C(86400000)
 #define DAYS_0000_1970 719528
-#define YEAR_0000_MS INT64_C(-62167219200000) /* 0000-01-01T00:00:00.000Z */
-#define YEAR_9999_MS INT64_C(253402300799999) /* 9999-12-31T23:59:59.999Z */
+#define YEAR_0000_MS   INT64_C(-62167219200000) /* 0000-01-01T00:00:00.000Z */
+#define YEAR_9999_MS   INT64_C(253402300799999) /* 9999-12-31T23:59:59.999Z */
 
 static int
 days_in_month(int year, int month)
 {
     static const unsigned char DAYS[12] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    const bool is_leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    const bool                 is_leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
 
     return month == 2 && is_leap ? 29 : DAYS[month - 1];
 }

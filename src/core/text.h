@@ -1,7 +1,4 @@
-/*
- * Text as CloudEvents attributes may hold it, and the SWAR words that the scanners share. Private
- * to src/core.
- */
+/* Text as CloudEvents attributes may hold it, and the SWAR words that the scanners share. */
 #ifndef IE_TEXT_H
 #define IE_TEXT_H
 
@@ -11,7 +8,7 @@
 
 /* Eight bytes at once: the top bit of each byte of the answer that has the property is set. */
 #define IE__BYTES(byte) (UINT64_C(0x0101010101010101) * (byte))
-#define IE__HIGH_BITS IE__BYTES(0x80)
+#define IE__HIGH_BITS   IE__BYTES(0x80)
 
 static inline uint64_t
 ie__load8(const void *bytes)

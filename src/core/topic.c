@@ -6,11 +6,11 @@
 #include "attributes.h"
 #include "text.h"
 
-#define CHAR_PLAIN 0
-#define CHAR_DOT 1
+#define CHAR_PLAIN    0
+#define CHAR_DOT      1
 #define CHAR_WILDCARD 2 /* of ours or of a transport: '*', '>', '#', '+' */
-#define CHAR_CONTROL 3
-#define CHAR_SPACE 4
+#define CHAR_CONTROL  3
+#define CHAR_SPACE    4
 
 static unsigned
 char_class(unsigned char c)

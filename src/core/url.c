@@ -160,8 +160,8 @@ parse_authority(parser *p, const char *text, size_t bytes)
 
         status = decode(p, &p->url->user, text, name_bytes, "user");
         if (status == IE_OK && colon != NULL)
-            status = decode(p, &p->url->password, colon + 1, user_bytes - name_bytes - 1,
-                            "password");
+            status =
+                decode(p, &p->url->password, colon + 1, user_bytes - name_bytes - 1, "password");
         if (status != IE_OK)
             return status;
         if (user_bytes + 1 == bytes)
@@ -194,8 +194,7 @@ parse_options(parser *p, const char *text)
         if (status != IE_OK)
             return status;
         if (ie__url_option_text(p->url, option->name) != NULL)
-            return ie_error_set(p->err, IE_EINVAL, "URL: option '%s' is there twice",
-                                option->name);
+            return ie_error_set(p->err, IE_EINVAL, "URL: option '%s' is there twice", option->name);
         p->url->option_count++;
         text += bytes;
         if (*text == '&' && *++text == '\0')
@@ -282,7 +281,7 @@ ie__url_option_bool(bool *out, const ie__url *url, const char *name, bool fallba
     static const struct {
         const char *word;
         bool        value;
-    } WORDS[] = {{"true", true}, {"1", true}, {"yes", true},
+    } WORDS[] = {{"true", true},   {"1", true},  {"yes", true},
                  {"false", false}, {"0", false}, {"no", false}};
     const char *text = ie__url_option_text(url, name);
 
@@ -368,8 +367,8 @@ ie__url_redact(char *out, size_t size, const char *text)
         const char *sign = memrchr(at + 3, '@', bytes);
         const char *colon;
 
-        /* A password that was not encoded may hold '/', '?' or '#': then the last '@' of all counts,
-         * and rather too much is hidden than too little. */
+        /* A password that was not encoded may hold '/', '?' or '#': then the last '@' of all
+         * counts, and rather too much is hidden than too little. */
         if (sign == NULL && memchr(at + 3, ':', bytes) != NULL)
             sign = strrchr(at + 3, '@');
         colon = sign != NULL ? memchr(at + 3, ':', (size_t)(sign - at) - 3) : NULL;

@@ -10,6 +10,13 @@
 #include "json.h"
 #include "support.h"
 
+/* As ck_assert(), for long loops: check's own tells its parent each time that it passed. */
+#define QUICK_ASSERT(claim)                                                                        \
+    do {                                                                                           \
+        if (!(claim))                                                                              \
+            ck_abort_msg("%s", #claim);                                                            \
+    } while (0)
+
 static ie_error failure;
 
 static const ie_header HEADERS[] = {
@@ -63,13 +70,13 @@ START_TEST(a_whole_event_is_written_with_typed_extensions_and_untouched_data)
     event.position = 9;
     event.dedupe_key = "never sent";
     assert_encodes(
-        &event,
-        HEAD ",\"subject\":\"a\\\\b\",\"time\":\"2026-11-21T21:30:00.123Z\","
-             "\"topic\":\"orders.placed\",\"partitionkey\":\"customer-42\","
-             "\"notbefore\":\"2026-11-21T21:30:00.000Z\",\"expirytime\":\"2026-11-21T21:30:01.000Z\","
-             "\"tenant\":\"acme \\\"east\\\"\",\"attempt\":-3,\"deprecated\":true,"
-             "\"dataschema\":\"https://example.com/s\",\"datacontenttype\":\"application/json\","
-             "\"data\":{ \"n\" : 1.10e+2,\"big\":12345678901234567890 }}");
+        &event, HEAD
+        ",\"subject\":\"a\\\\b\",\"time\":\"2026-11-21T21:30:00.123Z\","
+        "\"topic\":\"orders.placed\",\"partitionkey\":\"customer-42\","
+        "\"notbefore\":\"2026-11-21T21:30:00.000Z\",\"expirytime\":\"2026-11-21T21:30:01.000Z\","
+        "\"tenant\":\"acme \\\"east\\\"\",\"attempt\":-3,\"deprecated\":true,"
+        "\"dataschema\":\"https://example.com/s\",\"datacontenttype\":\"application/json\","
+        "\"data\":{ \"n\" : 1.10e+2,\"big\":12345678901234567890 }}");
 }
 END_TEST
 
@@ -85,8 +92,10 @@ static const struct {
     {"application/x+json", "[1]", 3, ",\"datacontenttype\":\"application/x+json\",\"data\":[1]"},
     {"text/plain", NULL, 0, ",\"datacontenttype\":\"text/plain\""},
     {"text/plain", "", 0, ",\"datacontenttype\":\"text/plain\",\"data\":\"\""},
-    {"text/plain", "a\"b\n\0c", 6, ",\"datacontenttype\":\"text/plain\",\"data\":\"a\\\"b\\n\\u0000c\""},
-    {"text/xml", "<a>\xC3\xA9</a>", 9, ",\"datacontenttype\":\"text/xml\",\"data\":\"<a>\xC3\xA9</a>\""},
+    {"text/plain", "a\"b\n\0c", 6,
+     ",\"datacontenttype\":\"text/plain\",\"data\":\"a\\\"b\\n\\u0000c\""},
+    {"text/xml", "<a>\xC3\xA9</a>", 9,
+     ",\"datacontenttype\":\"text/xml\",\"data\":\"<a>\xC3\xA9</a>\""},
     {"text/plain", "\xFF", 1, ",\"datacontenttype\":\"text/plain\",\"data_base64\":\"/w==\""},
     {"a/b", "\xFF\xFE", 2, ",\"datacontenttype\":\"a/b\",\"data_base64\":\"//4=\""},
     {"a/b", "\xFF\xFE\x00", 3, ",\"datacontenttype\":\"a/b\",\"data_base64\":\"//4A\""},
@@ -154,8 +163,8 @@ START_TEST(batch_is_an_array_that_may_be_empty)
     ck_assert_int_eq(ie_cloudevents_decode_batch(&events, &count, out.data, 2, NULL), IE_OK);
     ck_assert_uint_eq(count, 0);
     ie_cloudevents_batch_free(events, count);
-    ck_assert_int_eq(
-        ie_cloudevents_decode_batch(&events, &count, out.data + 2, out.size - 3, NULL), IE_OK);
+    ck_assert_int_eq(ie_cloudevents_decode_batch(&events, &count, out.data + 2, out.size - 3, NULL),
+                     IE_OK);
     ck_assert_uint_eq(count, 2);
     ck_assert_str_eq(events[1]->type, "t");
     ie_cloudevents_batch_free(events, count);
@@ -187,13 +196,15 @@ START_TEST(a_whole_event_is_read)
     ie_event *event = NULL;
 
     ck_assert_msg(
-        decode(&event,
-               "{ \"data\" : {\"n\" : 1.10} , \"id\":\"A\\u0041\",\"source\":\"https:\\/\\/x\","
-               "\"type\":\"t\",\"\\u0073pecversion\":\"1.0\",\"time\":\"2026-11-21T22:30:00.1239+01:00\","
-               "\"topic\":\"a.b\",\"partitionkey\":\"k\",\"subject\":\"s\",\"dataschema\":\"urn:x\","
-               "\"expirytime\":\"2026-11-21T21:30:01Z\",\"notbefore\":\"2026-11-21T21:30:00Z\","
-               "\"datacontenttype\":\"application/json\",\"tenant\":\"\xE2\x82\xAC\",\"n\":-0,"
-               "\"b\":false,\"gone\":null}") == IE_OK,
+        decode(
+            &event,
+            "{ \"data\" : {\"n\" : 1.10} , \"id\":\"A\\u0041\",\"source\":\"https:\\/\\/x\","
+            "\"type\":\"t\",\"\\u0073pecversion\":\"1.0\",\"time\":\"2026-11-21T22:30:00.1239+01:"
+            "00\","
+            "\"topic\":\"a.b\",\"partitionkey\":\"k\",\"subject\":\"s\",\"dataschema\":\"urn:x\","
+            "\"expirytime\":\"2026-11-21T21:30:01Z\",\"notbefore\":\"2026-11-21T21:30:00Z\","
+            "\"datacontenttype\":\"application/json\",\"tenant\":\"\xE2\x82\xAC\",\"n\":-0,"
+            "\"b\":false,\"gone\":null}") == IE_OK,
         "%s", failure.message);
     ck_assert_uint_eq(event->size, sizeof *event);
     ck_assert_str_eq(event->id, "AA");
@@ -225,9 +236,10 @@ START_TEST(null_is_absent)
     ie_event *event = NULL;
 
     ck_assert_int_eq(
-        decode(&event, HEAD ",\"subject\":null,\"time\":null,\"datacontenttype\":null,"
-                            "\"dataschema\":null,\"partitionkey\":null,\"topic\":null,"
-                            "\"expirytime\":null,\"notbefore\":null,\"data_base64\":null,\"x\":null}"),
+        decode(&event,
+               HEAD ",\"subject\":null,\"time\":null,\"datacontenttype\":null,"
+                    "\"dataschema\":null,\"partitionkey\":null,\"topic\":null,"
+                    "\"expirytime\":null,\"notbefore\":null,\"data_base64\":null,\"x\":null}"),
         IE_OK);
     ck_assert_ptr_null(event->subject);
     ck_assert_ptr_null(event->content_type);
@@ -263,7 +275,8 @@ static const struct {
     {",\"data_base64\":\"AA==\"", "application/octet-stream", "\0", 1},
     {",\"data_base64\":\"\\/\\/4=\"", "application/octet-stream", "\xFF\xFE", 2},
     {",\"data_base64\":\"//4ATQ==\",\"datacontenttype\":\"a/b\"", "a/b", "\xFF\xFE\0M", 4},
-    {",\"data_base64\":\"MQ==\",\"datacontenttype\":\"application/json\"", "application/json", "1", 1},
+    {",\"data_base64\":\"MQ==\",\"datacontenttype\":\"application/json\"", "application/json", "1",
+     1},
 };
 
 START_TEST(data_is_read_as_its_content_type_says)
@@ -294,12 +307,15 @@ static const struct {
     {HEAD "}x", "something follows"},
     {"{}", "specversion is missing"},
     {"{\"id\":\"1\",\"source\":\"/s\",\"type\":\"t\"}", "specversion is missing"},
-    {"{\"specversion\":\"0.3\",\"id\":\"1\",\"source\":\"/s\",\"type\":\"t\"}", "specversion is not \"1.0\" (byte 15)"},
+    {"{\"specversion\":\"0.3\",\"id\":\"1\",\"source\":\"/s\",\"type\":\"t\"}",
+     "specversion is not \"1.0\" (byte 15)"},
     {"{\"specversion\":1.0,\"id\":\"1\",\"source\":\"/s\",\"type\":\"t\"}", "specversion is not"},
-    {"{\"specversion\":null,\"id\":\"1\",\"source\":\"/s\",\"type\":\"t\"}", "specversion is missing"},
+    {"{\"specversion\":null,\"id\":\"1\",\"source\":\"/s\",\"type\":\"t\"}",
+     "specversion is missing"},
     {"{\"specversion\":\"1.0\",\"source\":\"/s\",\"type\":\"t\"}", "id is missing"},
     {"{\"specversion\":\"1.0\",\"id\":null,\"source\":\"/s\",\"type\":\"t\"}", "id is missing"},
-    {"{\"specversion\":\"1.0\",\"id\":\"\",\"source\":\"/s\",\"type\":\"t\"}", "id is empty (byte 26)"},
+    {"{\"specversion\":\"1.0\",\"id\":\"\",\"source\":\"/s\",\"type\":\"t\"}",
+     "id is empty (byte 26)"},
     {"{\"specversion\":\"1.0\",\"id\":1,\"source\":\"/s\",\"type\":\"t\"}", "id is not a string"},
     {"{\"specversion\":\"1.0\",\"id\":\"1\",\"type\":\"t\"}", "source is missing"},
     {"{\"specversion\":\"1.0\",\"id\":\"1\",\"source\":\"\",\"type\":\"t\"}", "source is empty"},
@@ -352,7 +368,8 @@ static const struct {
     {HEAD ",\"data_base64\":\"AA==AAAA\"}", "data_base64 is not base64"},
     {HEAD ",\"data_base64\":\"AA A\"}", "data_base64 is not base64"},
     {HEAD ",\"data_base64\":\"AA-_\"}", "data_base64 is not base64"},
-    {HEAD ",\"data_base64\":\"/w==\",\"datacontenttype\":\"application/json\"}", "does not hold JSON"},
+    {HEAD ",\"data_base64\":\"/w==\",\"datacontenttype\":\"application/json\"}",
+     "does not hold JSON"},
     {HEAD ",\"data_base64\":\"\",\"datacontenttype\":\"a/b+json\"}", "does not hold JSON"},
 };
 
@@ -389,7 +406,7 @@ START_TEST(decoding_has_limits)
         json.size = 0;
         ck_assert_int_eq(ie__buffer_text(&json, HEAD ",\"h\":\""), IE_OK);
         for (int i = 0; i < IE_HEADERS_BYTES_MAX - 1 + past; i++)
-            ck_assert_int_eq(ie__buffer_text(&json, "x"), IE_OK);
+            QUICK_ASSERT(ie__buffer_text(&json, "x") == IE_OK);
         ck_assert_int_eq(ie__buffer_text(&json, "\"}"), IE_OK);
         ck_assert_int_eq(ie_cloudevents_decode(&event, json.data, json.size, NULL),
                          past == 0 ? IE_OK : IE_ETOOBIG);
@@ -408,8 +425,8 @@ START_TEST(decoding_has_limits)
             ie_event_free(event);
     }
     for (int form = 0; form < 3; form++) { /* data: raw JSON, text, base64 */
-        static const char *const START[] = {",\"data\":\"", ",\"datacontenttype\":\"a/b\",\"data\":\"",
-                                            ",\"data_base64\":\""};
+        static const char *const START[] = {
+            ",\"data\":\"", ",\"datacontenttype\":\"a/b\",\"data\":\"", ",\"data_base64\":\""};
         static const size_t LETTERS[] = {IE_DATA_BYTES_MAX - 2, IE_DATA_BYTES_MAX,
                                          IE_DATA_BYTES_MAX / 3 * 4};
 
@@ -442,7 +459,7 @@ START_TEST(batch_has_a_limit_and_names_the_event_that_is_wrong)
     for (int past = 0; past < 2; past++) {
         json.size = 0;
         for (int i = 0; i < IE_CLOUDEVENTS_BATCH_MAX + past; i++)
-            ck_assert_int_eq(ie__buffer_printf(&json, "%s" HEAD "}", i == 0 ? "[" : ","), IE_OK);
+            QUICK_ASSERT(ie__buffer_printf(&json, "%s" HEAD "}", i == 0 ? "[" : ",") == IE_OK);
         ck_assert_int_eq(ie__buffer_text(&json, "]"), IE_OK);
         ck_assert_int_eq(ie_cloudevents_decode_batch(&events, &count, json.data, json.size, NULL),
                          past == 0 ? IE_OK : IE_ETOOBIG);
@@ -453,7 +470,8 @@ START_TEST(batch_has_a_limit_and_names_the_event_that_is_wrong)
     }
     events = NULL;
     json.size = 0;
-    ck_assert_int_eq(ie__buffer_text(&json, "[" HEAD "},{\"specversion\":\"1.0\",\"id\":\"\"}]"), IE_OK);
+    ck_assert_int_eq(ie__buffer_text(&json, "[" HEAD "},{\"specversion\":\"1.0\",\"id\":\"\"}]"),
+                     IE_OK);
     ck_assert_int_eq(ie_cloudevents_decode_batch(&events, &count, json.data, json.size, &failure),
                      IE_EINVAL);
     ck_assert_str_eq(failure.message, "event 2 of the batch: id is empty (byte 83)");
@@ -488,7 +506,8 @@ START_TEST(the_deepest_legal_data_survives_envelope_and_batch)
     ie_event_free(again);
     json.size = 0;
     ck_assert_int_eq(ie_cloudevents_encode_batch(&json, one, 1, NULL), IE_OK);
-    ck_assert_int_eq(ie_cloudevents_decode_batch(&events, &count, json.data, json.size, NULL), IE_OK);
+    ck_assert_int_eq(ie_cloudevents_decode_batch(&events, &count, json.data, json.size, NULL),
+                     IE_OK);
     ie_cloudevents_batch_free(events, count);
     ie_buffer_fini(&json);
 }
@@ -506,37 +525,34 @@ END_TEST
 
 /* ---- both ways ---------------------------------------------------------------------------- */
 
-static void
-assert_same_text(const char *a, const char *b)
+static bool
+same_text(const char *a, const char *b)
 {
-    ck_assert_int_eq(a == NULL, b == NULL);
-    if (a != NULL)
-        ck_assert_str_eq(a, b);
+    return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
 }
 
 static void
 assert_same(const ie_event *a, const ie_event *b)
 {
-    assert_same_text(a->topic, b->topic);
-    assert_same_text(a->key, b->key);
-    assert_same_text(a->id, b->id);
-    assert_same_text(a->type, b->type);
-    assert_same_text(a->source, b->source);
-    assert_same_text(a->subject, b->subject);
-    assert_same_text(a->dataschema, b->dataschema);
-    assert_same_text(a->content_type, b->content_type);
-    ck_assert_int_eq(a->time_ms, b->time_ms);
-    ck_assert_int_eq(a->not_before_ms, b->not_before_ms);
-    ck_assert_int_eq(a->expires_at_ms, b->expires_at_ms);
-    ck_assert_int_eq(a->data == NULL, b->data == NULL);
-    ck_assert_uint_eq(a->data_bytes, b->data_bytes);
-    if (a->data_bytes > 0)
-        ck_assert_mem_eq(a->data, b->data, a->data_bytes);
-    ck_assert_uint_eq(a->header_count, b->header_count);
+    QUICK_ASSERT(same_text(a->topic, b->topic));
+    QUICK_ASSERT(same_text(a->key, b->key));
+    QUICK_ASSERT(same_text(a->id, b->id));
+    QUICK_ASSERT(same_text(a->type, b->type));
+    QUICK_ASSERT(same_text(a->source, b->source));
+    QUICK_ASSERT(same_text(a->subject, b->subject));
+    QUICK_ASSERT(same_text(a->dataschema, b->dataschema));
+    QUICK_ASSERT(same_text(a->content_type, b->content_type));
+    QUICK_ASSERT(a->time_ms == b->time_ms);
+    QUICK_ASSERT(a->not_before_ms == b->not_before_ms);
+    QUICK_ASSERT(a->expires_at_ms == b->expires_at_ms);
+    QUICK_ASSERT((a->data == NULL) == (b->data == NULL));
+    QUICK_ASSERT(a->data_bytes == b->data_bytes);
+    QUICK_ASSERT(a->data_bytes == 0 || memcmp(a->data, b->data, a->data_bytes) == 0);
+    QUICK_ASSERT(a->header_count == b->header_count);
     for (size_t i = 0; i < a->header_count; i++) {
-        assert_same_text(a->headers[i].name, b->headers[i].name);
-        assert_same_text(a->headers[i].value, b->headers[i].value);
-        ck_assert_int_eq(a->headers[i].type, b->headers[i].type);
+        QUICK_ASSERT(same_text(a->headers[i].name, b->headers[i].name));
+        QUICK_ASSERT(same_text(a->headers[i].value, b->headers[i].value));
+        QUICK_ASSERT(a->headers[i].type == b->headers[i].type);
     }
 }
 
@@ -544,11 +560,11 @@ assert_same(const ie_event *a, const ie_event *b)
 static const char *
 random_text(char *out, size_t bytes_max, bool is_awkward)
 {
-    static const char *const PIECES[] = {"a", "B", "7", "-", ".", "\xC3\xA9", "\xE2\x82\xAC",
-                                         "\xF0\x9F\x98\x80", "zz", "/", "\"", "\\", " ", "{", "\xC2\xA0",
-                                         "\xEF\xBF\xBD"};
-    const size_t      goal = 1 + ie__random_below(bytes_max);
-    size_t            used = 0;
+    static const char *const PIECES[] = {
+        "a",  "B", "7",  "-",  ".", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80",
+        "zz", "/", "\"", "\\", " ", "{",        "\xC2\xA0",     "\xEF\xBF\xBD"};
+    const size_t goal = 1 + ie__random_below(bytes_max);
+    size_t       used = 0;
 
     do {
         const char  *piece = PIECES[ie__random_below(is_awkward ? 16 : 9)];
@@ -568,7 +584,7 @@ random_text(char *out, size_t bytes_max, bool is_awkward)
 typedef struct random_event {
     ie_event  event;
     ie_header headers[8];
-    char      names[8][20];
+    char      names[8][48];
     char      values[8][64];
     char      texts[8][300];
     char      data[512];
@@ -591,8 +607,8 @@ random_time(void)
 static void
 random_data(random_event *r)
 {
-    static const char *const JSON[] = {"null", "1.50", "\"\\u00e9\"", "{\"a\" : [1e400, {}]}", "[]",
-                                       "-0.0", "\"\"", "{\"a\":1,\"a\":2}"};
+    static const char *const JSON[] = {"null", "1.50", "\"\\u00e9\"", "{\"a\" : [1e400, {}]}",
+                                       "[]",   "-0.0", "\"\"",        "{\"a\":1,\"a\":2}"};
     static const char *const TYPES[] = {"text/plain", "application/xml; q=\"a b\"", "a/octet"};
     size_t                   bytes = 0;
 
@@ -665,11 +681,11 @@ START_TEST(decoding_what_was_encoded_gives_the_same_event)
         random_event_make(r);
         json.size = 0;
         ie_error_clear(&failure);
-        ck_assert_msg(ie_cloudevents_encode(&json, &r->event, &failure) == IE_OK, "%s",
-                      failure.message);
-        ck_assert_int_eq(ie__json_check(json.data, json.size, NULL), IE_OK);
-        ck_assert_msg(ie_cloudevents_decode(&again, json.data, json.size, &failure) == IE_OK,
-                      "%s: %.*s", failure.message, (int)json.size, json.data);
+        if (ie_cloudevents_encode(&json, &r->event, &failure) != IE_OK)
+            ck_abort_msg("%s", failure.message);
+        QUICK_ASSERT(ie__json_check(json.data, json.size, NULL) == IE_OK);
+        if (ie_cloudevents_decode(&again, json.data, json.size, &failure) != IE_OK)
+            ck_abort_msg("%s: %.*s", failure.message, (int)json.size, json.data);
         assert_same(&r->event, again);
         ie_event_free(again);
     }
@@ -725,7 +741,7 @@ START_TEST(every_allocation_may_fail_and_nothing_changes)
 }
 END_TEST
 
-#define LOOP(tcase, test, table) \
+#define LOOP(tcase, test, table)                                                                   \
     tcase_add_loop_test(tcase, test, 0, (int)(sizeof(table) / sizeof *(table)))
 
 int

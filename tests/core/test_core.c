@@ -95,10 +95,9 @@ START_TEST(every_code_point_is_valid_utf8_in_its_own_length_only)
 {
     for (uint32_t point = 0x80; point <= 0x110000; point++) {
         const bool    is_legal = (point < 0xD800 || point > 0xDFFF) && point <= 0x10FFFF;
-        unsigned char four[4] = {(unsigned char)(0xF0 | point >> 18),
-                                 (unsigned char)(0x80 | (point >> 12 & 0x3F)),
-                                 (unsigned char)(0x80 | (point >> 6 & 0x3F)),
-                                 (unsigned char)(0x80 | (point & 0x3F))};
+        unsigned char four[4] = {
+            (unsigned char)(0xF0 | point >> 18), (unsigned char)(0x80 | (point >> 12 & 0x3F)),
+            (unsigned char)(0x80 | (point >> 6 & 0x3F)), (unsigned char)(0x80 | (point & 0x3F))};
         unsigned char three[3] = {(unsigned char)(0xE0 | (point >> 12 & 0xF)), four[2], four[3]};
 
         three[1] = (unsigned char)(0x80 | (point >> 6 & 0x3F));
@@ -285,14 +284,14 @@ START_TEST(ids_ascend_when_the_clock_goes_back_or_stands_still)
 END_TEST
 
 #define ID_THREADS 4
-#define IDS_EACH 50000
+#define IDS_EACH   50000
 
 static char (*ids)[IE_ID_SIZE];
 
 static void *
 make_ids(void *arg)
 {
-    char (*own)[IE_ID_SIZE] = arg;
+    char(*own)[IE_ID_SIZE] = arg;
 
     for (int i = 0; i < IDS_EACH; i++)
         ie_id_new(own[i]);
@@ -475,13 +474,16 @@ static const struct {
     const char *topic;
     bool        matches;
 } MATCHES[] = {
-    {"a", "a", true},       {"a", "b", false},        {"a", "ab", false},      {"ab", "a", false},
-    {"a.b", "a.b", true},   {"a.b", "a.c", false},    {"a.b", "a", false},     {"a", "a.b", false},
-    {"*", "a", true},       {"*", "a.b", false},      {"*.b", "a.b", true},    {"*.b", "a.b.b", false},
-    {"a.*", "a.b", true},   {"a.*", "a", false},      {"a.*.c", "a.b.c", true}, {"a.*.c", "a.c", false},
-    {">", "a", true},       {">", "a.b.c", true},     {"a.>", "a.b", true},    {"a.>", "a.b.c.d", true},
-    {"a.>", "a", false},    {"a.>", "b.c", false},    {"*.>", "a.b", true},    {"*.>", "a", false},
-    {"a.*.>", "a.b", false}, {"a.*.>", "a.b.c", true}, {"aa.*", "a.b", false},  {"a.*", "aa.b", false},
+    {"a", "a", true},        {"a", "b", false},        {"a", "ab", false},
+    {"ab", "a", false},      {"a.b", "a.b", true},     {"a.b", "a.c", false},
+    {"a.b", "a", false},     {"a", "a.b", false},      {"*", "a", true},
+    {"*", "a.b", false},     {"*.b", "a.b", true},     {"*.b", "a.b.b", false},
+    {"a.*", "a.b", true},    {"a.*", "a", false},      {"a.*.c", "a.b.c", true},
+    {"a.*.c", "a.c", false}, {">", "a", true},         {">", "a.b.c", true},
+    {"a.>", "a.b", true},    {"a.>", "a.b.c.d", true}, {"a.>", "a", false},
+    {"a.>", "b.c", false},   {"*.>", "a.b", true},     {"*.>", "a", false},
+    {"a.*.>", "a.b", false}, {"a.*.>", "a.b.c", true}, {"aa.*", "a.b", false},
+    {"a.*", "aa.b", false},
 };
 
 START_TEST(pattern_matches_whole_words)
@@ -662,12 +664,21 @@ attribute_set(ie_event *event, int i, const char *value)
 
 START_TEST(attribute_has_its_limit_and_no_control_characters)
 {
-    static const char *const BAD[] = {"\x01",         "\x1F",         "\x7F",         "\xC2\x80",
-                                      "\xC2\x9F",     "\xEF\xBF\xBE", "\xEF\xBF\xBF", "\xEF\xB7\x90",
-                                      "\xEF\xB7\xAF", "\xF0\x9F\xBF\xBF", "\xFF",     "\r",
+    static const char *const BAD[] = {"\x01",
+                                      "\x1F",
+                                      "\x7F",
+                                      "\xC2\x80",
+                                      "\xC2\x9F",
+                                      "\xEF\xBF\xBE",
+                                      "\xEF\xBF\xBF",
+                                      "\xEF\xB7\x90",
+                                      "\xEF\xB7\xAF",
+                                      "\xF0\x9F\xBF\xBF",
+                                      "\xFF",
+                                      "\r",
                                       "\n"};
-    ie_event event = event_whole();
-    char     text[IE_ATTRIBUTE_BYTES_MAX + 2];
+    ie_event                 event = event_whole();
+    char                     text[IE_ATTRIBUTE_BYTES_MAX + 2];
 
     event.data = NULL;
     event.data_bytes = 0;
@@ -698,10 +709,11 @@ END_TEST
 
 START_TEST(source_and_dataschema_are_uris)
 {
-    static const char *const SOURCES[] = {"/x", "#fragment", "urn:uuid:1", "https://h/p?q=%20",
-                                          "shop", "\xC3\xA9t\xC3\xA9", "mailto:a@b"};
-    static const char *const NO_SOURCES[] = {"a b", "a<", "a>", "a\"", "a\\b", "a^", "a`", "{", "|",
-                                             "}", "%", "%2", "%2g", "a%"};
+    static const char *const SOURCES[] = {
+        "/x",   "#fragment",         "urn:uuid:1", "https://h/p?q=%20",
+        "shop", "\xC3\xA9t\xC3\xA9", "mailto:a@b"};
+    static const char *const NO_SOURCES[] = {"a b", "a<", "a>", "a\"", "a\\b", "a^",  "a`",
+                                             "{",   "|",  "}",  "%",   "%2",   "%2g", "a%"};
     static const char *const NO_SCHEMAS[] = {"/x", "#f", "shop", ":x", "1a:x", "a_b:x", "a"};
     ie_event                 event = event_whole();
 
@@ -725,8 +737,8 @@ START_TEST(content_type_is_a_media_type)
 {
     static const char *const GOOD[] = {"text/plain", "application/vnd.x+xml", "a/b;c=d",
                                        "text/plain ; charset=\"utf-8\"", "image/png"};
-    static const char *const BAD[] = {"text", "/plain", "text/", "text plain", "text/pl ain",
-                                      "text/plain;", "text/plain,b", "t(/x"};
+    static const char *const BAD[] = {"text",        "/plain",      "text/",        "text plain",
+                                      "text/pl ain", "text/plain;", "text/plain,b", "t(/x"};
     ie_event                 event = event_whole();
 
     event.data = "any";
@@ -859,7 +871,7 @@ END_TEST
 START_TEST(headers_have_limits_in_number_and_bytes)
 {
     ie_header headers[IE_HEADERS_MAX + 1];
-    char      names[IE_HEADERS_MAX + 1][8];
+    char      names[IE_HEADERS_MAX + 1][24];
     ie_event  event = event_whole();
     char      long_name[IE_HEADER_NAME_BYTES_MAX + 2];
 
@@ -1106,7 +1118,8 @@ START_TEST(stored_headers_have_limits)
         out.size = 0;
         ck_assert_int_eq(ie__buffer_text(&out, "{"), IE_OK);
         for (int i = 0; i < IE_HEADERS_MAX + past; i++)
-            ck_assert_int_eq(ie__buffer_printf(&out, "%s\"h%d\":%d", i > 0 ? "," : "", i, i), IE_OK);
+            ck_assert_int_eq(ie__buffer_printf(&out, "%s\"h%d\":%d", i > 0 ? "," : "", i, i),
+                             IE_OK);
         ck_assert_int_eq(ie__buffer_text(&out, "}"), IE_OK);
         ck_assert_int_eq(ie__headers_decode(&event, &arena, out.data, out.size, NULL),
                          past == 0 ? IE_OK : IE_ETOOBIG);
@@ -1179,7 +1192,8 @@ static const struct {
     {"socket:///run/ie.sock", "socket", NULL, NULL, "", 0, "/run/ie.sock", NULL},
     {"redis://u:p%40s%3as@[::1]:6379/0?x=a%26b", "redis", "u", "p@s:s", "::1", 6379, "/0", "a&b"},
     {"redis://:pw@h", "redis", "", "pw", "h", 0, "", NULL},
-    {"nats://u@h-1.example_x.com:65535/?a&x", "nats", "u", NULL, "h-1.example_x.com", 65535, "/", ""},
+    {"nats://u@h-1.example_x.com:65535/?a&x", "nats", "u", NULL, "h-1.example_x.com", 65535, "/",
+     ""},
     {"http+unix://h/a?b=/c?x", "http+unix", NULL, NULL, "h", 0, "/a", NULL},
     {"tcp://[fe80::1%25eth0]:1", "tcp", NULL, NULL, "fe80::1%eth0", 1, "", NULL},
     {"a://h?x=1=2&y=%E2%82%AC", "a", NULL, NULL, "h", 0, "", "1=2"},
@@ -1292,7 +1306,8 @@ START_TEST(url_options_are_read_with_bounds)
     bool                     is_set = false;
 
     ck_assert_int_eq(
-        ie__url_parse(&url, "a:?n=10&bad=1x&plus=+1&space=%201&yes=yes&no=0&odd=maybe", NULL), IE_OK);
+        ie__url_parse(&url, "a:?n=10&bad=1x&plus=+1&space=%201&yes=yes&no=0&odd=maybe", NULL),
+        IE_OK);
     ck_assert_int_eq(ie__url_option_number(&number, &url, "n", 5, 1, 10, &failure), IE_OK);
     ck_assert_int_eq(number, 10);
     ck_assert_int_eq(ie__url_option_number(&number, &url, "none", 5, 1, 10, &failure), IE_OK);
@@ -1313,8 +1328,7 @@ START_TEST(url_options_are_read_with_bounds)
     ck_assert_int_eq(ie__url_option_bool(&is_set, &url, "odd", true, NULL), IE_EINVAL);
     ck_assert_int_eq(ie__url_known_options(&url, KNOWN, &failure), IE_OK);
     ck_assert_int_eq(ie__url_known_options(&url, KNOWN + 1, &failure), IE_EINVAL);
-    ck_assert_str_eq(said(),
-                     "URL: unknown option 'n'; there is: bad, plus, space, yes, no, odd");
+    ck_assert_str_eq(said(), "URL: unknown option 'n'; there is: bad, plus, space, yes, no, odd");
 }
 END_TEST
 
@@ -1347,7 +1361,7 @@ START_TEST(secrets_of_a_url_are_not_shown)
 }
 END_TEST
 
-#define LOOP(tcase, test, table) \
+#define LOOP(tcase, test, table)                                                                   \
     tcase_add_loop_test(tcase, test, 0, (int)(sizeof(table) / sizeof *(table)))
 
 int

@@ -10,33 +10,127 @@
 #include "support.h"
 
 static const char *const VALID[] = {
-    "{}", "[]", "\"\"", "0", "-0", "1", "-1.5", "1e5", "1E+5", "1e-5", "0.0", "0e0", "true", "false",
-    "null", " \t\r\n1 \t\r\n", "[1,2]", "[ 1 , 2 ]", "{\"a\":1}", "{ \"a\" : [ { } , [ ] ] }",
+    "{}",
+    "[]",
+    "\"\"",
+    "0",
+    "-0",
+    "1",
+    "-1.5",
+    "1e5",
+    "1E+5",
+    "1e-5",
+    "0.0",
+    "0e0",
+    "true",
+    "false",
+    "null",
+    " \t\r\n1 \t\r\n",
+    "[1,2]",
+    "[ 1 , 2 ]",
+    "{\"a\":1}",
+    "{ \"a\" : [ { } , [ ] ] }",
     "\"plain ascii that is longer than sixteen bytes, and more than thirty-two\"",
-    "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"", "\"\\u0041\\u00e9\\u20AC\\uD83D\\uDE00\"", "\"\\u0000\"",
-    "\"\x7F\"", "\"\xC2\x80\"", "\"\xE2\x82\xAC\xF0\x9F\x98\x80\"", "\"\xEF\xBF\xBF\"",
-    "123456789012345678901234567890", "1e999", "-1e-999", "{\"a\":1,\"a\":2}", "{\"\":0}",
-    "{\"\\u0000\":0}", "[[[[[[]]]]]]", "\"\xF4\x8F\xBF\xBF\"",
+    "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"",
+    "\"\\u0041\\u00e9\\u20AC\\uD83D\\uDE00\"",
+    "\"\\u0000\"",
+    "\"\x7F\"",
+    "\"\xC2\x80\"",
+    "\"\xE2\x82\xAC\xF0\x9F\x98\x80\"",
+    "\"\xEF\xBF\xBF\"",
+    "123456789012345678901234567890",
+    "1e999",
+    "-1e-999",
+    "{\"a\":1,\"a\":2}",
+    "{\"\":0}",
+    "{\"\\u0000\":0}",
+    "[[[[[[]]]]]]",
+    "\"\xF4\x8F\xBF\xBF\"",
 };
 
 static const struct {
     const char *json;
     size_t      at; /* the byte that the message names */
 } INVALID[] = {
-    {"", 0}, {" ", 1}, {"x", 0}, {"tru", 0}, {"truE", 0}, {"nul", 0}, {"True", 0}, {"NaN", 0},
-    {"Infinity", 0}, {"-Infinity", 1}, {"01", 0}, {"-01", 1}, {"-", 1}, {"+1", 0}, {".5", 0},
-    {"1.", 2}, {"1.e5", 2}, {"1e", 2}, {"1e+", 3}, {"0x1", 1}, {"1 2", 2}, {"1,", 1}, {"[", 1},
-    {"]", 0}, {"[1", 2}, {"[1,", 3}, {"[1,]", 3}, {"[,1]", 1}, {"[1 2]", 3}, {"[1}", 2}, {"{", 1},
-    {"}", 0}, {"{]", 1}, {"{1:2}", 1}, {"{\"a\"", 4}, {"{\"a\":", 5}, {"{\"a\":}", 5},
-    {"{\"a\":1", 6}, {"{\"a\":1,", 7}, {"{\"a\":1,}", 7}, {"{\"a\" 1}", 5}, {"{\"a\":1]", 6},
-    {"{,}", 1}, {"{a:1}", 1}, {"{'a':1}", 1}, {"\"", 1}, {"\"abc", 4}, {"\"\\\"", 3}, {"\"\\", 1},
-    {"\"\\x\"", 1}, {"\"\\u\"", 1}, {"\"\\u12\"", 1}, {"\"\\u123g\"", 1}, {"\"\\u 123\"", 1},
-    {"\"\\uD800\"", 1}, {"\"\\uDC00\"", 1}, {"\"\\uDBFF\\u0041\"", 1}, {"\"\\uD800\\uD800\"", 1},
-    {"\"\\uD800x\"", 1}, {"\"\\uD800\\", 1}, {"\"\\uD83D\\uDE0\"", 1}, {"\"\t\"", 1},
-    {"\"a\nb\"", 2}, {"\"0123456789abcdef\x01\"", 17}, {"\"\x80\"", 1}, {"\"\xC0\x80\"", 1},
-    {"\"\xED\xA0\x80\"", 1}, {"\"\xF4\x90\x80\x80\"", 1}, {"\"\xC3", 1}, {"\"\xC3\"", 1},
-    {"\xEF\xBB\xBF{}", 0}, {"{}x", 2}, {"[]]", 2}, {"//c\n1", 0}, {"1/**/", 1}, {"\v1", 0},
-    {"\xC2\xA0" "1", 0},
+    {"", 0},
+    {" ", 1},
+    {"x", 0},
+    {"tru", 0},
+    {"truE", 0},
+    {"nul", 0},
+    {"True", 0},
+    {"NaN", 0},
+    {"Infinity", 0},
+    {"-Infinity", 1},
+    {"01", 0},
+    {"-01", 1},
+    {"-", 1},
+    {"+1", 0},
+    {".5", 0},
+    {"1.", 2},
+    {"1.e5", 2},
+    {"1e", 2},
+    {"1e+", 3},
+    {"0x1", 1},
+    {"1 2", 2},
+    {"1,", 1},
+    {"[", 1},
+    {"]", 0},
+    {"[1", 2},
+    {"[1,", 3},
+    {"[1,]", 3},
+    {"[,1]", 1},
+    {"[1 2]", 3},
+    {"[1}", 2},
+    {"{", 1},
+    {"}", 0},
+    {"{]", 1},
+    {"{1:2}", 1},
+    {"{\"a\"", 4},
+    {"{\"a\":", 5},
+    {"{\"a\":}", 5},
+    {"{\"a\":1", 6},
+    {"{\"a\":1,", 7},
+    {"{\"a\":1,}", 7},
+    {"{\"a\" 1}", 5},
+    {"{\"a\":1]", 6},
+    {"{,}", 1},
+    {"{a:1}", 1},
+    {"{'a':1}", 1},
+    {"\"", 1},
+    {"\"abc", 4},
+    {"\"\\\"", 3},
+    {"\"\\", 1},
+    {"\"\\x\"", 1},
+    {"\"\\u\"", 1},
+    {"\"\\u12\"", 1},
+    {"\"\\u123g\"", 1},
+    {"\"\\u 123\"", 1},
+    {"\"\\uD800\"", 1},
+    {"\"\\uDC00\"", 1},
+    {"\"\\uDBFF\\u0041\"", 1},
+    {"\"\\uD800\\uD800\"", 1},
+    {"\"\\uD800x\"", 1},
+    {"\"\\uD800\\", 1},
+    {"\"\\uD83D\\uDE0\"", 1},
+    {"\"\t\"", 1},
+    {"\"a\nb\"", 2},
+    {"\"0123456789abcdef\x01\"", 17},
+    {"\"\x80\"", 1},
+    {"\"\xC0\x80\"", 1},
+    {"\"\xED\xA0\x80\"", 1},
+    {"\"\xF4\x90\x80\x80\"", 1},
+    {"\"\xC3", 1},
+    {"\"\xC3\"", 1},
+    {"\xEF\xBB\xBF{}", 0},
+    {"{}x", 2},
+    {"[]]", 2},
+    {"//c\n1", 0},
+    {"1/**/", 1},
+    {"\v1", 0},
+    {"\xC2\xA0"
+     "1",
+     0},
 };
 
 /* A copy at its own size, so that a sanitizer sees a read past the end. */
@@ -136,8 +230,8 @@ START_TEST(nesting_ends_at_its_limit)
     int      count = 0;
 
     for (int is_object = 0; is_object < 2; is_object++) {
-        ck_assert_int_eq(
-            ie__json_check(json, nest(json, IE__JSON_DEPTH_MAX, is_object != 0), NULL), IE_OK);
+        ck_assert_int_eq(ie__json_check(json, nest(json, IE__JSON_DEPTH_MAX, is_object != 0), NULL),
+                         IE_OK);
         ck_assert_int_eq(
             ie__json_check(json, nest(json, IE__JSON_DEPTH_MAX + 1, is_object != 0), &err),
             IE_EINVAL);
@@ -244,7 +338,8 @@ END_TEST
 
 START_TEST(broken_escapes_are_refused)
 {
-    static const char *const BAD[] = {"\"\\uD800\"", "\"\\uDC00\"", "\"\\x\"", "\"\\u12\"", "\"\\\""};
+    static const char *const BAD[] = {"\"\\uD800\"", "\"\\uDC00\"", "\"\\x\"", "\"\\u12\"",
+                                      "\"\\\""};
     char                     out[16];
     size_t                   size = 0;
     const ie__json_span      number = {"12", 2, IE__JSON_NUMBER};
@@ -260,12 +355,22 @@ END_TEST
 
 START_TEST(media_types_that_carry_json)
 {
-    static const char *const JSON[] = {"application/json", "APPLICATION/JSON", "text/json",
-                                       "application/json; charset=utf-8", "application/json ;a=b",
-                                       "application/vnd.x+json", "a/b+JSON;x=y"};
-    static const char *const OTHER[] = {"text/plain", "application/jsonx", "application/xml",
-                                        "text/plain; a=application/json", "json", "+jso", "",
-                                        "application/json-seq", "application/octet-stream"};
+    static const char *const JSON[] = {"application/json",
+                                       "APPLICATION/JSON",
+                                       "text/json",
+                                       "application/json; charset=utf-8",
+                                       "application/json ;a=b",
+                                       "application/vnd.x+json",
+                                       "a/b+JSON;x=y"};
+    static const char *const OTHER[] = {"text/plain",
+                                        "application/jsonx",
+                                        "application/xml",
+                                        "text/plain; a=application/json",
+                                        "json",
+                                        "+jso",
+                                        "",
+                                        "application/json-seq",
+                                        "application/octet-stream"};
 
     ck_assert(ie__json_is_media_type(NULL));
     for (size_t i = 0; i < sizeof JSON / sizeof *JSON; i++)
@@ -302,7 +407,8 @@ jansson_agrees(const char *json, size_t bytes)
     switch (json_error_code(&theirs)) {
     case json_error_numeric_overflow:
     case json_error_null_byte_in_key:
-    case json_error_stack_overflow: return true; /* it stopped there, and says nothing on the rest */
+    case json_error_stack_overflow:
+        return true; /* it stopped there, and says nothing on the rest */
     default: return !is_valid;
     }
 }
@@ -310,14 +416,17 @@ jansson_agrees(const char *json, size_t bytes)
 START_TEST(jansson_agrees_on_the_corpus_and_on_its_mutations)
 {
     static const char *const LONGER[] = {
-        "{\"order_id\":\"o-1\",\"items\":[{\"sku\":\"A\",\"qty\":2,\"price\":19.90}],\"total\":-4e-2,"
-        "\"paid\":true,\"note\":null,\"text\":\"\\u00e9\\uD83D\\uDE00 \xE2\x82\xAC \\\"quoted\\\"\"}",
+        "{\"order_id\":\"o-1\",\"items\":[{\"sku\":\"A\",\"qty\":2,\"price\":19.90}],\"total\":-4e-"
+        "2,"
+        "\"paid\":true,\"note\":null,\"text\":\"\\u00e9\\uD83D\\uDE00 \xE2\x82\xAC "
+        "\\\"quoted\\\"\"}",
         "[[],[[]],{\"a\":{\"b\":{\"c\":[1,2,3,{\"d\":\"e\"}]}}},\"\\\\\",\"\\/\",0,-0,1.25E+10]",
     };
     /* What mutations are made of: the bytes that mean something, and a few that do not. */
-    static const char BYTES[] = "{}[]\",:\\/ \t\n0123456789+-.eEtrufalsn\x01\x7F\x80\xBF\xC2\xE2\xED"
-                                "\xF0\xF4\xFF";
-    const size_t      texts = sizeof VALID / sizeof *VALID + sizeof INVALID / sizeof *INVALID +
+    static const char BYTES[] =
+        "{}[]\",:\\/ \t\n0123456789+-.eEtrufalsn\x01\x7F\x80\xBF\xC2\xE2\xED"
+        "\xF0\xF4\xFF";
+    const size_t texts = sizeof VALID / sizeof *VALID + sizeof INVALID / sizeof *INVALID +
                          sizeof LONGER / sizeof *LONGER;
     const int64_t deadline_ns = ie__mono_ns() + INT64_C(5000000000);
     uint64_t      valid = 0;
@@ -367,7 +476,7 @@ START_TEST(jansson_agrees_on_the_corpus_and_on_its_mutations)
 }
 END_TEST
 
-#define LOOP(tcase, test, table) \
+#define LOOP(tcase, test, table)                                                                   \
     tcase_add_loop_test(tcase, test, 0, (int)(sizeof(table) / sizeof *(table)))
 
 int

@@ -69,8 +69,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (json_is_string(value))
             compare_text(json, size, value);
         if (is_valid && json_is_object(value))
-            CLAIM(ie__json_walk(json, size, IE__JSON_OBJECT, look_at_member, (void *)(uintptr_t)json,
-                                &walk_err) == IE_OK);
+            CLAIM(ie__json_walk(json, size, IE__JSON_OBJECT, look_at_member,
+                                (void *)(uintptr_t)json, &walk_err) == IE_OK);
         if (is_valid && json_is_array(value))
             CLAIM(ie__json_walk(json, size, IE__JSON_ARRAY, look_at_member, (void *)(uintptr_t)json,
                                 &walk_err) == IE_OK);
@@ -85,8 +85,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             CLAIM(ie__json_walk(json, size, IE__JSON_OBJECT, look_at_member,
                                 (void *)(uintptr_t)json, &walk_err) != IE_OK);
             ie_error_clear(&walk_err);
-            CLAIM(ie__json_walk(json, size, IE__JSON_ARRAY, look_at_member,
-                                (void *)(uintptr_t)json, &walk_err) != IE_OK);
+            CLAIM(ie__json_walk(json, size, IE__JSON_ARRAY, look_at_member, (void *)(uintptr_t)json,
+                                &walk_err) != IE_OK);
         }
     }
     return 0;
