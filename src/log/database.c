@@ -61,7 +61,7 @@ ie__database_open(sqlite3 **out, const char *path, uint32_t busy_ms_max, ie_erro
 {
     sqlite3  *db = NULL;
     ie_status status;
-    const int rc = sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX, NULL);
+    const int rc = sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
 
     if (rc != SQLITE_OK) {
         status =

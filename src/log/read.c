@@ -8,6 +8,7 @@
 #include "core.h"
 #include "headers.h"
 #include "json.h"
+#include "text.h"
 
 #define CHUNK_BYTES 65536
 
@@ -23,6 +24,8 @@ struct ie__reader {
     sqlite3_stmt *after;
     sqlite3_stmt *at;
     char         *source;
+    size_t        good_topic_bytes;
+    char          good_topic[IE_TOPIC_BYTES_MAX + 1];
 };
 
 #define COLUMNS                                                                                    \
@@ -157,132 +160,163 @@ batch_take(ie__batch *batch, size_t bytes)
     return (char *)head->bytes + head->used - bytes;
 }
 
-/* A text column of the row being read: where its bytes go in one block, and whether it may be sent.
- */
-typedef struct taking {
-    char       *at;
-    const char *trouble;
-} taking;
-
-static const char *
-take_text(taking *to, sqlite3_stmt *stmt, int column, size_t bytes_max, const char *too_long,
-          const char *not_clean)
-{
-    const char *text = (const char *)sqlite3_column_text(stmt, column);
-    const char *copy = to->at;
+/* A column's bytes as SQLite holds them: valid until the statement steps on. */
+typedef struct column {
+    const char *text;
     size_t      bytes;
+} column;
 
-    if (text == NULL)
+static const struct {
+    int         index;
+    size_t      bytes_max;
+    const char *too_long;
+} TEXTS[] = {
+    {C_ID, IE_ID_BYTES_MAX, "id is longer than 255 bytes"},
+    {C_TOPIC, IE_TOPIC_BYTES_MAX, "topic is longer than 255 bytes"},
+    {C_KEY, IE_ATTRIBUTE_BYTES_MAX, "key is longer than 2048 bytes"},
+    {C_TYPE, IE_ATTRIBUTE_BYTES_MAX, "type is longer than 2048 bytes"},
+    {C_SOURCE, IE_ATTRIBUTE_BYTES_MAX, "source is longer than 2048 bytes"},
+    {C_CONTENT_TYPE, IE_ATTRIBUTE_BYTES_MAX, "content_type is longer than 2048 bytes"},
+};
+#define TEXT_COUNT (sizeof TEXTS / sizeof TEXTS[0])
+
+static column
+column_text(sqlite3_stmt *stmt, int index)
+{
+    column at = {(const char *)sqlite3_column_text(stmt, index), 0};
+
+    if (at.text != NULL)
+        at.bytes = (size_t)sqlite3_column_bytes(stmt, index);
+    return at;
+}
+
+static column
+column_data(sqlite3_stmt *stmt)
+{
+    if (sqlite3_column_type(stmt, C_DATA) != SQLITE_BLOB)
+        return column_text(stmt, C_DATA);
+    /* A blob of no bytes has no address; it is data all the same. */
+    const void  *blob = sqlite3_column_blob(stmt, C_DATA);
+    const size_t bytes = (size_t)sqlite3_column_bytes(stmt, C_DATA);
+
+    return (column){blob != NULL ? blob : "", bytes};
+}
+
+/* Copy behind what is there already, with a terminator. A fault cuts the text and is remembered. */
+static const char *
+put_text(char **to, column from, size_t bytes_max, const char *too_long, const char **trouble)
+{
+    const char *copy = *to;
+
+    if (from.text == NULL)
         return NULL;
-    bytes = (size_t)sqlite3_column_bytes(stmt, column);
-    if (bytes > bytes_max) {
-        to->trouble = too_long;
-        bytes = bytes_max;
+    if (from.bytes > bytes_max) {
+        *trouble = too_long;
+        from.bytes = bytes_max;
     }
-    /* NUL, CR or LF in an attribute would be read as something else by some transport. */
-    for (size_t i = 0; i < bytes; i++)
-        if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f) {
-            to->trouble = not_clean;
-            bytes = i;
-            break;
-        }
-    memcpy(to->at, text, bytes);
-    to->at[bytes] = '\0';
-    to->at += bytes + 1;
+    memcpy(*to, from.text, from.bytes);
+    (*to)[from.bytes] = '\0';
+    *to += from.bytes + 1;
     return copy;
 }
 
-/* The rules that ie_publish() enforces, for rows that anyone may have written. Static text. */
+/*
+ * The rules that ie_publish() enforces, for rows that anyone may have written: static text. An
+ * attribute with NUL, CR or LF would be read as something else by some transport.
+ */
 static const char *
-row_trouble(const ie_event *event)
+row_trouble(ie__reader *reader, const ie_event *event, const column *texts)
 {
-    if (event->topic == NULL || ie_topic_check(event->topic, NULL) != IE_OK)
-        return "topic is not valid: dotted words without wildcards, spaces or control characters";
-    if (event->id == NULL || event->id[0] == '\0')
+    const column topic = texts[1];
+
+    for (size_t i = 0; i < TEXT_COUNT; i++)
+        if (i != 1 && texts[i].text != NULL &&
+            ie__text_fault(texts[i].text, texts[i].bytes) != NULL)
+            return "an attribute (id, key, type, source or content_type) has a control character "
+                   "or "
+                   "is not UTF-8";
+    /* Topics repeat: the one that was just found good is not looked at again. */
+    if (topic.bytes != reader->good_topic_bytes ||
+        memcmp(topic.text, reader->good_topic, topic.bytes) != 0) {
+        if (strlen(event->topic) != topic.bytes || ie_topic_check(event->topic, NULL) != IE_OK)
+            return "topic is not valid: dotted words without wildcards, spaces or control "
+                   "characters";
+        memcpy(reader->good_topic, topic.text, topic.bytes);
+        reader->good_topic_bytes = topic.bytes;
+    }
+    if (event->id[0] == '\0')
         return "id is empty";
     if (event->type[0] == '\0' || event->source[0] == '\0')
         return "type or source is empty";
-    if (!ie__utf8_is_valid(event->id, strlen(event->id)) ||
-        !ie__utf8_is_valid(event->type, strlen(event->type)) ||
-        !ie__utf8_is_valid(event->source, strlen(event->source)) ||
-        (event->key != NULL && !ie__utf8_is_valid(event->key, strlen(event->key))))
-        return "id, type, source or key is not UTF-8";
-    if (event->data_bytes > IE_DATA_BYTES_MAX)
-        return "data is larger than 1 MiB";
     if (event->data_bytes != 0 && ie__json_is_media_type(event->content_type) &&
         ie__json_check(event->data, event->data_bytes, NULL) != IE_OK)
         return "data is not JSON, though its content type says so";
     return NULL;
 }
 
-#define TAKE(column, max, name)                                                                    \
-    take_text(&to, stmt, column, max, name " is too long", name " has a control character")
-
 static ie_status
 take_row(ie__reader *reader, ie__batch *batch, sqlite3_stmt *stmt, ie_error *err)
 {
-    ie__row   *row = &batch->rows[batch->count];
-    ie_event  *event = &row->event;
-    taking     to = {NULL, NULL};
-    const bool is_blob = sqlite3_column_type(stmt, C_DATA) == SQLITE_BLOB;
-    /* Text first, then its size: the other order would measure another encoding (SQLite's rule). */
-    const void *data = is_blob ? sqlite3_column_blob(stmt, C_DATA)
-                               : (const void *)sqlite3_column_text(stmt, C_DATA);
-    size_t      data_bytes = (size_t)sqlite3_column_bytes(stmt, C_DATA);
-    const char *headers = (const char *)sqlite3_column_text(stmt, C_HEADERS);
-    size_t      header_bytes = (size_t)sqlite3_column_bytes(stmt, C_HEADERS);
+    ie__row    *row = &batch->rows[batch->count];
+    ie_event   *event = &row->event;
+    const char *trouble = NULL;
+    const char *copies[TEXT_COUNT];
+    column      texts[TEXT_COUNT];
+    column      data = column_data(stmt);
+    column      headers = column_text(stmt, C_HEADERS);
     size_t      arena_bytes = 0;
-    size_t      text_bytes = 0;
+    size_t      bytes;
     char       *block;
+    char       *to;
 
-    memset(row, 0, sizeof *row);
-    if (data_bytes > IE_DATA_BYTES_MAX) {
-        to.trouble = "data is larger than 1 MiB";
-        data_bytes = 0;
+    if (data.bytes > IE_DATA_BYTES_MAX) {
+        trouble = "data is larger than 1 MiB";
+        data.bytes = 0;
     }
-    if (headers != NULL && header_bytes > 2 * IE_HEADERS_BYTES_MAX) {
-        to.trouble = "headers are too long";
-        headers = NULL;
+    if (headers.bytes > 2 * IE_HEADERS_BYTES_MAX) {
+        trouble = "headers are too long";
+        headers.text = NULL;
     }
-    if (headers != NULL)
-        arena_bytes = ie__headers_arena_bytes(header_bytes);
-    for (int i = C_ID; i <= C_CONTENT_TYPE; i++)
-        if (i != C_TIME && i != C_NOT_BEFORE && i != C_EXPIRES_AT &&
-            sqlite3_column_text(stmt, i) != NULL)
-            text_bytes += (size_t)sqlite3_column_bytes(stmt, i) + 1;
-    arena_bytes = (arena_bytes + 7) & ~(size_t)7;
-    block = batch_take(batch, arena_bytes + text_bytes + data_bytes + 1);
+    if (headers.text != NULL)
+        arena_bytes = (ie__headers_arena_bytes(headers.bytes) + 7) & ~(size_t)7;
+    bytes = arena_bytes + data.bytes + 1;
+    for (size_t i = 0; i < TEXT_COUNT; i++) {
+        texts[i] = column_text(stmt, TEXTS[i].index);
+        if (texts[i].text != NULL)
+            bytes +=
+                (texts[i].bytes < TEXTS[i].bytes_max ? texts[i].bytes : TEXTS[i].bytes_max) + 1;
+    }
+    block = batch_take(batch, bytes);
     if (block == NULL)
         return ie_error_set(err, IE_ENOMEM, "read events: out of memory");
-    row->bytes = arena_bytes + text_bytes + data_bytes + 1;
-    to.at = block + arena_bytes;
+    to = block + arena_bytes;
 
+    memset(row, 0, sizeof *row);
+    row->bytes = bytes;
+    for (size_t i = 0; i < TEXT_COUNT; i++)
+        copies[i] = put_text(&to, texts[i], TEXTS[i].bytes_max, TEXTS[i].too_long, &trouble);
     event->size = sizeof *event;
     event->position = sqlite3_column_int64(stmt, C_POSITION);
-    event->id = TAKE(C_ID, IE_ID_BYTES_MAX, "id");
-    event->topic = TAKE(C_TOPIC, IE_TOPIC_BYTES_MAX, "topic");
-    event->key = TAKE(C_KEY, IE_ATTRIBUTE_BYTES_MAX, "key");
-    event->type = TAKE(C_TYPE, IE_ATTRIBUTE_BYTES_MAX, "type");
-    event->source = TAKE(C_SOURCE, IE_ATTRIBUTE_BYTES_MAX, "source");
-    event->content_type = TAKE(C_CONTENT_TYPE, IE_ATTRIBUTE_BYTES_MAX, "content_type");
+    event->id = copies[0];
+    event->topic = copies[1];
+    event->key = copies[2];
+    event->type = copies[3] != NULL ? copies[3] : copies[1];
+    event->source = copies[4] != NULL ? copies[4] : reader->source;
+    event->content_type = copies[5];
     event->time_ms = sqlite3_column_int64(stmt, C_TIME);
     event->not_before_ms = sqlite3_column_int64(stmt, C_NOT_BEFORE);
     event->expires_at_ms = sqlite3_column_int64(stmt, C_EXPIRES_AT);
-    if (event->type == NULL)
-        event->type = event->topic;
-    if (event->source == NULL)
-        event->source = reader->source;
-    if (data != NULL) {
-        memcpy(to.at, data, data_bytes);
-        to.at[data_bytes] = '\0';
-        event->data = to.at;
-        event->data_bytes = data_bytes;
+    if (data.text != NULL) {
+        memcpy(to, data.text, data.bytes);
+        to[data.bytes] = '\0';
+        event->data = to;
+        event->data_bytes = data.bytes;
     }
-    if (headers != NULL && to.trouble == NULL &&
-        ie__headers_decode_into(event, block, headers, header_bytes, NULL) != IE_OK)
-        to.trouble = "headers are not a JSON object of strings, integers and booleans with names "
-                     "[a-z0-9]";
-    row->trouble = to.trouble != NULL ? to.trouble : row_trouble(event);
+    if (headers.text != NULL && trouble == NULL &&
+        ie__headers_decode_into(event, block, headers.text, headers.bytes, NULL) != IE_OK)
+        trouble = "headers are not a JSON object of strings, integers and booleans with names "
+                  "[a-z0-9]";
+    row->trouble = trouble != NULL ? trouble : row_trouble(reader, event, texts);
     batch->count++;
     return IE_OK;
 }
