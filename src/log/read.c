@@ -273,7 +273,7 @@ take_row(ie__reader *reader, ie__batch *batch, sqlite3_stmt *stmt, ie_error *err
         trouble = "data is larger than 1 MiB";
         data.bytes = 0;
     }
-    if (headers.bytes > 2 * IE_HEADERS_BYTES_MAX) {
+    if (headers.bytes > IE__HEADERS_STORED_BYTES_MAX) {
         trouble = "headers are too long";
         headers.text = NULL;
     }
