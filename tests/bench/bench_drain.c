@@ -3,9 +3,10 @@
  * table by a cursor (read every column of a batch of 100, one UPDATE) and of a table with a state
  * column (read a batch, UPDATE the state of its range).
  *
- *   bench_drain drain [--events N] [--state N] [--rounds N] [--dir FOLDER]
+ *   bench_drain drain [--events N] [--state N] [--rounds N] [--figure NAME]
+ *                     [--dir FOLDER]
  *   bench_drain fill --db FILE [--events N]
- *   bench_drain memory --db FILE     the worker's peak memory with what waits in this file
+ *   bench_drain memory --db FILE [--variant NAME]     the worker's peak memory with what waits in this file
  */
 #include "bench.h"
 
@@ -203,7 +204,7 @@ drain_state(const char *path, const char *figure, int64_t events)
 /* ---- what is measured ---- */
 
 static void
-measure_drain(int64_t events, int64_t state_events, int64_t rounds)
+measure_drain(const char *figure, int64_t events, int64_t state_events, int64_t rounds)
 {
     char    *path = bench_path("drain.db");
     char    *state_path = bench_path("state.db");
@@ -219,12 +220,12 @@ measure_drain(int64_t events, int64_t state_events, int64_t rounds)
     for (int64_t i = 0; i < rounds; i++) {
         /* The worker's connection never checkpoints; each variant starts with an empty WAL. */
         bench_exec(db, "DELETE FROM ie_cursor; PRAGMA wal_checkpoint(TRUNCATE)");
-        drain_ours(path, "drain", events);
+        drain_ours(path, figure, events);
         bench_exec(db, "PRAGMA wal_checkpoint(TRUNCATE)");
-        drain_raw(path, "drain", events);
+        drain_raw(path, figure, events);
         if (state_events > 0) {
             bench_fill(state_db, "state_outbox", state_events);
-            drain_state(state_path, "drain", state_events);
+            drain_state(state_path, figure, state_events);
         }
     }
     bench_db_close(db);
@@ -236,7 +237,7 @@ measure_drain(int64_t events, int64_t state_events, int64_t rounds)
 
 /* A program of its own, so that memory used for filling the file does not count as the worker's. */
 static void
-measure_memory(const char *path)
+measure_memory(const char *path, const char *variant)
 {
     ie_worker *worker = worker_open(path);
     ie_error   err = IE_ERROR_INIT;
@@ -247,7 +248,7 @@ measure_memory(const char *path)
         bench_die("run once: %s", err.message);
     if (published(worker) == 0)
         bench_die("nothing was published");
-    bench_print("worker_memory_kib", "ours", (double)bench_peak_kib());
+    bench_print("worker_memory_kib", variant, (double)bench_peak_kib());
     ie_worker_close(worker);
 }
 
@@ -260,7 +261,8 @@ main(int argc, char **argv)
 
     if (strcmp(what, "drain") == 0) {
         bench_dir_make(bench_text_option(argc, argv, "--dir", NULL));
-        measure_drain(events, bench_option(argc, argv, "--state", 200000),
+        measure_drain(bench_text_option(argc, argv, "--figure", "drain"), events,
+                      bench_option(argc, argv, "--state", 200000),
                       bench_option(argc, argv, "--rounds", 1));
     } else if (strcmp(what, "fill") == 0 && path != NULL) {
         sqlite3 *db = bench_db_open(path, "NORMAL");
@@ -269,7 +271,7 @@ main(int argc, char **argv)
         bench_fill(db, "ie_event", events);
         bench_db_close(db);
     } else if (strcmp(what, "memory") == 0 && path != NULL) {
-        measure_memory(path);
+        measure_memory(path, bench_text_option(argc, argv, "--variant", "ours"));
     } else {
         bench_die("usage: bench_drain drain|fill|memory, see the top of bench_drain.c");
     }
