@@ -1,7 +1,8 @@
--- The log: one row per event, inserted once, never updated. Columns from topic on may be written by
--- anyone; position belongs to the library.
+-- The log: one row per event, inserted once, never updated. Columns from id on may be written by
+-- anyone; position is SQLite's to give. Its bound keeps a position written by hand from being the last
+-- one that there is, after which SQLite would give random ones.
 CREATE TABLE ie_event (
-    position     INTEGER PRIMARY KEY,
+    position     INTEGER PRIMARY KEY CHECK (position BETWEEN 1 AND 4611686018427387903),
     id           TEXT NOT NULL DEFAULT (lower(
                      substr(printf('%012x', CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)), 1, 8)
                      || '-' || substr(printf('%012x', CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)), 9, 4)
@@ -72,11 +73,11 @@ CREATE TABLE ie_delivery (
     PRIMARY KEY (cursor, position)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX ie_delivery_due ON ie_delivery (cursor, due_at) WHERE state IN ('retrying', 'scheduled');
+CREATE INDEX ie_delivery_due ON ie_delivery (cursor, state, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX ie_delivery_held ON ie_delivery (cursor, key, position) WHERE state IN ('retrying', 'blocked');
 CREATE INDEX ie_delivery_expires ON ie_delivery (cursor, expires_at)
     WHERE expires_at IS NOT NULL AND state IN ('retrying', 'blocked', 'scheduled');
-CREATE INDEX ie_delivery_ended ON ie_delivery (state, since) WHERE state IN ('dead', 'expired', 'discarded');
+CREATE INDEX ie_delivery_ended ON ie_delivery (state, since);
 CREATE INDEX ie_delivery_position ON ie_delivery (position);
 
 -- The consumer's side: ids that a group has handled.

@@ -30,7 +30,7 @@ event_digest(const ie_event *event)
     uint64_t digest = ie__digest(event->data, event->data_bytes, 1);
 
     digest = ie__digest(event->topic, strlen(event->topic), digest);
-    if (event->type != NULL)
+    if (event->type != NULL && strcmp(event->type, event->topic) != 0) /* NULL means the topic */
         digest = ie__digest(event->type, strlen(event->type), digest);
     return (int64_t)(digest >> 1); /* fits a signed column */
 }
@@ -71,7 +71,11 @@ inbox_enter(sqlite3 *db, const char *group, const ie_event *event, bool *first, 
         (void)sqlite3_bind_text(stmt, 2, event->source != NULL ? event->source : "", -1,
                                 SQLITE_STATIC);
         (void)sqlite3_bind_text(stmt, 3, event->id, -1, SQLITE_STATIC);
-        if (sqlite3_step(stmt) != SQLITE_ROW)
+        const int rc = sqlite3_step(stmt);
+
+        if (rc != SQLITE_ROW && rc != SQLITE_DONE)
+            status = ie__sql_fail(db, rc, "inbox", err);
+        else if (rc == SQLITE_DONE)
             status = ie_error_set(err, IE_ESWALLOWED,
                                   "inbox: a trigger on ie_inbox swallowed event %s", event->id);
         else if (sqlite3_column_int64(stmt, 0) != digest)
@@ -85,49 +89,104 @@ inbox_enter(sqlite3 *db, const char *group, const ie_event *event, bool *first, 
     return status;
 }
 
+/*
+ * The savepoint inside the transaction shows whether it is still the one that was begun here: a
+ * handler that commits and begins another leaves one without it.
+ */
+static ie_status
+inbox_begin(sqlite3 *db, bool is_nested, ie_error *err)
+{
+    ie_status status = is_nested ? IE_OK : ie__sql_begin(db, err);
+
+    if (status == IE_OK)
+        status = ie__sql_exec(db, "SAVEPOINT ie_inbox", err);
+    if (status != IE_OK && !is_nested)
+        ie__sql_rollback(db);
+    return status;
+}
+
+/* Keep the work or take it back. False: the transaction is not the one that was begun. */
+static bool
+savepoint_end(sqlite3 *db, bool is_kept, ie_status *status, ie_error *err)
+{
+    if (sqlite3_get_autocommit(db) != 0)
+        return false;
+    if (is_kept) {
+        const int rc = sqlite3_exec(db, "RELEASE ie_inbox", NULL, NULL, NULL);
+
+        if (rc == SQLITE_OK)
+            return true;
+        if ((rc & 0xff) == SQLITE_ERROR)
+            return false; /* no such savepoint */
+        *status = ie__sql_fail(db, rc, "inbox", err);
+    }
+    return sqlite3_exec(db, "ROLLBACK TO ie_inbox; RELEASE ie_inbox", NULL, NULL, NULL) ==
+           SQLITE_OK;
+}
+
+/* Our own transaction; what the handler wrote may break a rule that is checked only now. */
+static ie_status
+inbox_commit(sqlite3 *db, const char *group, const ie_event *event, ie_error *err)
+{
+    const int rc = sqlite3_exec(db, "COMMIT", NULL, NULL, NULL);
+    ie_status status = IE_OK;
+
+    if ((rc & 0xff) == SQLITE_CONSTRAINT)
+        status = ie_error_set(err, IE_EHANDLER,
+                              "inbox: what the handler of group %s wrote for event %s cannot be "
+                              "committed: %s",
+                              group, event->id, sqlite3_errmsg(db));
+    else if (rc != SQLITE_OK)
+        status = ie__sql_fail(db, rc, "inbox: commit", err);
+    if (status != IE_OK)
+        ie__sql_rollback(db);
+    return status;
+}
+
 ie_status
 ie_inbox_once(sqlite3 *db, const char *group, const ie_event *event, ie_inbox_handler handler,
               void *user, bool *first, ie_error *err)
 {
-    bool        is_first = false;
-    const bool  is_nested = db != NULL && sqlite3_get_autocommit(db) == 0;
-    const char *end = is_nested ? "RELEASE ie_inbox" : "COMMIT";
-    ie_status   status = check_group(group, err);
+    const bool is_nested = db != NULL && sqlite3_get_autocommit(db) == 0;
+    bool       is_first = false;
+    ie_error   why = IE_ERROR_INIT;
+    ie_status  status = check_group(group, err);
 
     if (status != IE_OK)
         return status;
     if (db == NULL || handler == NULL || event == NULL || event->size < sizeof *event ||
-        event->id == NULL || event->id[0] == '\0' || event->topic == NULL)
+        event->id == NULL || event->id[0] == '\0' || event->topic == NULL ||
+        (event->data == NULL && event->data_bytes != 0))
         return ie_error_set(err, IE_EINVAL,
-                            "inbox: needs a database, a handler, and an event with id and "
-                            "topic");
-    status = is_nested ? ie__sql_exec(db, "SAVEPOINT ie_inbox", err) : ie__sql_begin(db, err);
+                            "inbox: needs a database, a handler, and an event with id and topic");
+    status = inbox_begin(db, is_nested, err);
     if (status != IE_OK)
         return status;
-    status = inbox_enter(db, group, event, &is_first, err);
+    status = inbox_enter(db, group, event, &is_first, &why);
     if (status == IE_OK && is_first) {
         status = handler(user, db, event);
         if (status != IE_OK)
-            (void)ie_error_set(err, status, "inbox: the handler of group %s failed on event %s",
+            (void)ie_error_set(&why, status, "inbox: the handler of group %s failed on event %s",
                                group, event->id);
     }
-    if (sqlite3_get_autocommit(db) != 0) {
-        ie_error_clear(err);
-        return ie_error_set(
-            err, IE_ETXN_ABORTED,
-            "inbox: the transaction ended inside the handler of group %s (event %s): SQLite "
-            "gave it up, or the handler did",
-            group, event->id);
-    }
-    if (status == IE_OK)
-        status = ie__sql_exec(db, end, err);
-    if (status != IE_OK) {
-        if (is_nested)
-            (void)ie__sql_exec(db, "ROLLBACK TO ie_inbox; RELEASE ie_inbox", NULL);
+    if (!savepoint_end(db, status == IE_OK, &status, &why)) {
+        if (!is_nested)
+            ie__sql_rollback(db);
+        /* Without a handler's work a transaction of our own that failed is over, and no harm done.
+         */
+        if (is_nested || is_first || status == IE_OK)
+            return ie_error_set(err, IE_ETXN_ABORTED,
+                                "inbox: the transaction ended under the handler of group %s (event "
+                                "%s): SQLite gave it up, or the handler did",
+                                group, event->id);
+    } else if (!is_nested) {
+        if (status == IE_OK)
+            status = inbox_commit(db, group, event, &why);
         else
             ie__sql_rollback(db);
-        return status;
     }
+    if (status != IE_OK)
+        return ie_error_set(err, status, "%s", why.message);
     if (first != NULL)
         *first = is_first;
     return IE_OK;
@@ -142,6 +201,8 @@ ie_inbox_purge(sqlite3 *db, const char *group, uint32_t retention_s, uint32_t ho
 
     if (status != IE_OK)
         return status;
+    if (db == NULL || rows_max == 0)
+        return ie_error_set(err, IE_EINVAL, "inbox purge: needs a database and rows_max above 0");
     if (retention_s < horizon_s)
         return ie_error_set(
             err, IE_EINVAL,

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "attributes.h"
 #include "core.h"
 #include "log.h"
 
@@ -30,29 +31,32 @@ ie_outbox_options_init(ie_outbox_options *options, size_t size)
     options->size = size;
 }
 
-/* What operators should see: a note in the host's file, written only when it says something new. */
-static ie_status
-note_durability(ie_outbox *outbox, ie_error *err)
+/*
+ * What operators should see: a note in the host's file, written only when it says something new. A
+ * busy moment, an authorizer or a full disk is no reason to refuse to open, and a transaction
+ * of the host's gets nothing into it that the host did not ask for.
+ */
+static void
+note_durability(ie_outbox *outbox)
 {
     sqlite3_stmt *stmt = NULL;
     char          noted[IE__DURABILITY_SIZE];
-    ie_status     status;
 
-    status = ie__sql_text(noted, sizeof noted, outbox->db,
-                          "SELECT value FROM main.ie_meta WHERE name = 'durability'", "", err);
-    if (status != IE_OK || strcmp(noted, outbox->durability) == 0 ||
-        sqlite3_db_readonly(outbox->db, "main") == 1)
-        return status;
-    status = ie__sql_prepare(&stmt, outbox->db,
-                             "INSERT INTO main.ie_meta (name, value) VALUES ('durability', ?1)"
-                             " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                             err);
-    if (status == IE_OK) {
+    if (sqlite3_get_autocommit(outbox->db) == 0 || sqlite3_db_readonly(outbox->db, "main") == 1)
+        return;
+    if (ie__sql_text(noted, sizeof noted, outbox->db,
+                     "SELECT value FROM main.ie_meta WHERE name = 'durability'", "",
+                     NULL) != IE_OK ||
+        strcmp(noted, outbox->durability) == 0)
+        return;
+    if (ie__sql_prepare(&stmt, outbox->db,
+                        "INSERT INTO main.ie_meta (name, value) VALUES ('durability', ?1)"
+                        " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                        NULL) == IE_OK) {
         (void)sqlite3_bind_text(stmt, 1, outbox->durability, -1, SQLITE_STATIC);
-        (void)sqlite3_step(stmt); /* only a note: a busy moment is no reason to refuse to open */
+        (void)sqlite3_step(stmt);
     }
     (void)sqlite3_finalize(stmt);
-    return status;
 }
 
 static ie_status
@@ -78,6 +82,20 @@ check_durability(ie_outbox *outbox, bool allow_unsafe, ie_error *err)
     return IE_OK;
 }
 
+/* It goes into events that name none, and those have been checked before it does. */
+static ie_status
+check_source(const char *source, ie_error *err)
+{
+    ie_event  probe = IE_EVENT_INIT;
+    ie_error  why = IE_ERROR_INIT;
+    ie_status status;
+
+    probe.topic = "x";
+    probe.source = source;
+    status = ie_event_check(&probe, &why);
+    return status == IE_OK ? IE_OK : ie_error_set(err, status, "open outbox: %s", why.message);
+}
+
 ie_status
 ie_outbox_open(ie_outbox **out, sqlite3 *db, const ie_outbox_options *options, ie_error *err)
 {
@@ -95,6 +113,9 @@ ie_outbox_open(ie_outbox **out, sqlite3 *db, const ie_outbox_options *options, i
             return ie_error_set(err, status, "open outbox: options.size is %zu, expected %zu",
                                 options->size, sizeof own);
     }
+    status = check_source(own.source, err);
+    if (status != IE_OK)
+        return status;
     outbox = ie__calloc(1, sizeof *outbox);
     if (outbox == NULL)
         return ie_error_set(err, IE_ENOMEM, "open outbox: out of memory");
@@ -107,7 +128,7 @@ ie_outbox_open(ie_outbox **out, sqlite3 *db, const ie_outbox_options *options, i
     if (status == IE_OK)
         status = check_durability(outbox, own.allow_unsafe, err);
     if (status == IE_OK)
-        status = note_durability(outbox, err);
+        note_durability(outbox);
     if (status == IE_OK)
         status = ie__sql_text(source, sizeof source, db,
                               "SELECT value FROM main.ie_meta WHERE name = 'source'", "/ie", err);
@@ -141,6 +162,8 @@ ie_outbox_close(ie_outbox *outbox)
 static ie_status
 may_publish(const ie_outbox *outbox, ie_error *err)
 {
+    if (outbox == NULL)
+        return ie_error_set(err, IE_EINVAL, "publish: outbox is NULL");
     if (outbox->generation != ie__fork_generation())
         return ie_error_set(
             err, IE_EFORKED,
@@ -160,10 +183,9 @@ publish_one(ie_outbox *outbox, const ie_event *event, char *id, ie_error *err)
     ie_event  own;
     ie_status status;
 
-    if (event == NULL || ie__struct_import(&own, sizeof own, event, sizeof own) != IE_OK)
-        return ie_error_set(err, IE_EINVAL,
-                            "publish: event.size is not set; start from IE_EVENT_INIT");
-    status = ie_event_check(&own, err);
+    status = ie__event_import(&own, event, err);
+    if (status == IE_OK)
+        status = ie__event_check(&own, 0, err);
     if (status != IE_OK)
         return status;
     if (own.source == NULL)
@@ -186,6 +208,8 @@ ie_publish_many(ie_outbox *outbox, const ie_event *events, size_t count, size_t 
     const char *at = (const char *)events;
     ie_status   status = may_publish(outbox, err);
 
+    if (status == IE_OK && events == NULL && count > 0)
+        status = ie_error_set(err, IE_EINVAL, "publish: events is NULL");
     for (size_t i = 0; status == IE_OK && i < count; i++) {
         size_t size;
 

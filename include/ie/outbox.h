@@ -39,7 +39,8 @@ IE_API void ie_outbox_options_init(ie_outbox_options *options, size_t size);
  * Checks the schema (IE_ESCHEMA_MISSING says how to migrate, IE_ESCHEMA_NEWER names the
  * versions) and the journal and synchronous modes in force (IE_EUNSAFE where a crash would lose
  * events; a warning through the logger for synchronous NORMAL, where a power cut may), and notes
- * the mode for `ie outbox status` with one small write when it differs from what is noted. No
+ * the mode for `ie outbox status` with one small write when it differs from what is noted (not
+ * inside a transaction of the caller's). No
  * hook is installed, no pragma changed, no file opened. The tables are those of schema "main": a
  * transaction over attached files is not atomic in WAL mode, so the outbox lives beside the rows.
  *
@@ -74,8 +75,9 @@ IE_API void ie_outbox_close(ie_outbox *outbox);
  *   Nothing was written and the transaction is still open after:
  *     IE_ENOTXN (no transaction is open), IE_EINVAL, IE_ETOOBIG (the event: the message names the
  *     field), IE_EEXIST (its dedupe_key is taken), IE_EBUSY (locked: try again), IE_EFULL,
- *     IE_EREADONLY, IE_EDENIED (an authorizer said no), IE_ESCHEMA_MISSING, IE_ESCHEMA,
- *     IE_ESWALLOWED (a trigger ate the row), IE_EFORKED, IE_ENOMEM, IE_EIO, IE_ECORRUPT.
+ *     IE_EREADONLY, IE_EDENIED (an authorizer or a trigger's RAISE said no), IE_ESCHEMA_MISSING,
+ *     IE_ESCHEMA, IE_ESWALLOWED (a trigger ate the row), IE_EFORKED, IE_ENOMEM, IE_EIO,
+ *     IE_ECORRUPT.
  *   IE_EBUSY_SNAPSHOT: roll back and run the transaction again (BEGIN IMMEDIATE avoids this).
  *   IE_ETXN_ABORTED: SQLite has rolled the caller's transaction back; what follows would commit
  *     alone. Stop, and run the transaction again from its start.

@@ -1,6 +1,6 @@
 /*
  * The rules for single attributes, in one place: ie_event_check(), the stored headers and the
- * CloudEvents decoder say the same about the same text. Private to src/core.
+ * CloudEvents decoder and the reader of the log say the same about the same text.
  */
 #ifndef IE_ATTRIBUTES_H
 #define IE_ATTRIBUTES_H

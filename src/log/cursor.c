@@ -31,12 +31,18 @@ struct ie__cursors {
 
 /* ---- owners ---- */
 
-/* Field 22 of /proc/PID/stat: the process's start in clock ticks since boot; 0 when it is gone. */
+/*
+ * From /proc/PID/stat: the process's start (field 22, in clock ticks since boot), 0 when it is
+ * gone. One that has ended and only waits for its parent is gone too: many a container has nobody
+ * who collects. (A first thread that ended before the others looks the same, but for their number.)
+ */
 static unsigned long long
 process_start(long pid)
 {
     char               path[64];
     char               line[1024];
+    char               state = '?';
+    long               threads = 0;
     const char        *at;
     unsigned long long start = 0;
     FILE              *file;
@@ -45,14 +51,12 @@ process_start(long pid)
     file = fopen(path, "re");
     if (file == NULL)
         return 0;
-    if (fgets(line, sizeof line, file) != NULL && (at = strrchr(line, ')')) != NULL) {
-        int field = 2;
-
-        for (at++; *at != '\0' && field < 22; at++)
-            if (*at == ' ')
-                field++;
-        start = field == 22 ? strtoull(at, NULL, 10) : 0;
-    }
+    if (fgets(line, sizeof line, file) != NULL && (at = strrchr(line, ')')) != NULL &&
+        sscanf(at,
+               ") %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld %*s %llu",
+               &state, &threads, &start) == 3 &&
+        (state == 'Z' || state == 'X') && threads <= 1)
+        start = 0;
     (void)fclose(file);
     return start;
 }
@@ -313,7 +317,6 @@ ie__cursor_advance(ie__cursors *cursors, ie__cursor *cursor, int64_t position, u
                    uint32_t lease_ms, bool unclaim, ie_error *err)
 {
     sqlite3_stmt *stmt = cursors->advance;
-    ie_status     status;
 
     (void)sqlite3_bind_text(stmt, 1, cursor->name, -1, SQLITE_STATIC);
     (void)sqlite3_bind_int64(stmt, 2, position);
@@ -322,8 +325,7 @@ ie__cursor_advance(ie__cursors *cursors, ie__cursor *cursor, int64_t position, u
     (void)sqlite3_bind_int64(stmt, 5, ie__wall_ms(cursors->clock));
     (void)sqlite3_bind_int64(stmt, 6, cursor->epoch);
     (void)sqlite3_bind_int(stmt, 7, unclaim ? 1 : 0);
-    status = run_fenced(cursors, stmt, "advance", cursor, err);
-    return status;
+    return run_fenced(cursors, stmt, "advance", cursor, err);
 }
 
 ie_status

@@ -38,7 +38,8 @@ ie__database_local(const char *path, ie_error *err)
 ie_status
 ie__database_manners(sqlite3 *db, uint32_t busy_ms_max, ie_error *err)
 {
-    char mode[16];
+    char      mode[16];
+    ie_status status;
 
     (void)sqlite3_extended_result_codes(db, 1);
     (void)sqlite3_busy_timeout(db, (int)busy_ms_max);
@@ -46,9 +47,11 @@ ie__database_manners(sqlite3 *db, uint32_t busy_ms_max, ie_error *err)
     (void)sqlite3_db_config(db, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
     if (sqlite3_wal_autocheckpoint(db, 0) != SQLITE_OK)
         return ie__sql_fail(db, SQLITE_ERROR, "switch automatic checkpoints off", err);
-    if (ie__sql_exec(db, "PRAGMA mmap_size=0; PRAGMA foreign_keys=OFF", err) != IE_OK ||
-        ie__sql_text(mode, sizeof mode, db, "PRAGMA main.journal_mode", "", err) != IE_OK)
-        return err != NULL && err->status != IE_OK ? err->status : IE_EIO;
+    status = ie__sql_exec(db, "PRAGMA mmap_size=0; PRAGMA foreign_keys=OFF", err);
+    if (status == IE_OK)
+        status = ie__sql_text(mode, sizeof mode, db, "PRAGMA main.journal_mode", "", err);
+    if (status != IE_OK)
+        return status;
     /* Losing our last marks in a power cut costs duplicates, which receivers expect. */
     return ie__sql_exec(db,
                         strcasecmp(mode, "wal") == 0 ? "PRAGMA main.synchronous=NORMAL"
@@ -153,11 +156,13 @@ ie__database_checkpoint(const char *path, uint32_t frames_min, ie_error *err)
         /* NOOP is newer than our SQLite; the -wal's size is read through SQLite's own handle. */
         sqlite3_file *wal = NULL;
         sqlite3_int64 bytes = 0;
+        int64_t       page_bytes = 0;
 
         if (sqlite3_file_control(guard, "main", SQLITE_FCNTL_JOURNAL_POINTER, &wal) == SQLITE_OK &&
             wal != NULL && wal->pMethods != NULL)
             (void)wal->pMethods->xFileSize(wal, &bytes);
-        if (bytes / 4096 >= (sqlite3_int64)frames_min) {
+        status = ie__sql_int(&page_bytes, guard, "PRAGMA main.page_size", 4096, err);
+        if (status == IE_OK && bytes / page_bytes >= (sqlite3_int64)frames_min) {
             const int rc = sqlite3_wal_checkpoint_v2(worker, "main", SQLITE_CHECKPOINT_PASSIVE,
                                                      &frames, &done);
 

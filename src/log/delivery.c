@@ -52,12 +52,18 @@ ie__deliveries_open(ie__deliveries **out, sqlite3 *db, const ie_clock *clock, co
         {&d->get, "SELECT position, state, key, attempts, claims, due_at, expires_at, since, reason"
                   " FROM main.ie_delivery WHERE cursor = ?1 AND position = ?2"},
         {&d->due,
-         "SELECT position FROM main.ie_delivery WHERE cursor = ?1 AND state IN ('retrying',"
-         " 'scheduled') AND (due_at <= ?2 OR (state = 'retrying' AND due_at > ?3))"
-         " ORDER BY due_at, position LIMIT ?4"},
-        {&d->next_due,
-         "SELECT min(due_at) FROM main.ie_delivery WHERE cursor = ?1 AND state IN ('retrying',"
-         " 'scheduled')"},
+         /* Three ranges of one index, merged: what is not due is not looked at. */
+         "SELECT position, due_at FROM main.ie_delivery"
+         " WHERE cursor = ?1 AND state = 'retrying' AND due_at <= ?2"
+         " UNION ALL SELECT position, due_at FROM main.ie_delivery"
+         " WHERE cursor = ?1 AND state = 'scheduled' AND due_at <= ?2"
+         " UNION ALL SELECT position, due_at FROM main.ie_delivery"
+         " WHERE cursor = ?1 AND state = 'retrying' AND due_at > ?3"
+         " ORDER BY 2, 1 LIMIT ?4"},
+        {&d->next_due, "SELECT min(due_at) FROM (SELECT min(due_at) AS due_at FROM main.ie_delivery"
+                       " WHERE cursor = ?1 AND state = 'retrying' AND due_at IS NOT NULL"
+                       " UNION ALL SELECT min(due_at) FROM main.ie_delivery"
+                       " WHERE cursor = ?1 AND state = 'scheduled' AND due_at IS NOT NULL)"},
         {&d->key_held,
          "SELECT 1 FROM main.ie_delivery WHERE cursor = ?1 AND key = ?2 AND position < ?3"
          " AND state IN ('retrying', 'blocked') LIMIT 1"},
@@ -66,8 +72,9 @@ ie__deliveries_open(ie__deliveries **out, sqlite3 *db, const ie_clock *clock, co
          " WHERE cursor = ?1 AND position = (SELECT position FROM main.ie_delivery"
          " WHERE cursor = ?1 AND key = ?2 AND state IN ('retrying', 'blocked') ORDER BY position"
          " LIMIT 1) AND state = 'blocked'"},
-        {&d->held_keys, "SELECT key FROM main.ie_delivery WHERE cursor = ?1 AND key IS NOT NULL"
-                        " AND state IN ('retrying', 'blocked')"},
+        {&d->held_keys,
+         "SELECT DISTINCT key FROM main.ie_delivery WHERE cursor = ?1 AND key IS NOT NULL"
+         " AND state IN ('retrying', 'blocked')"},
         {&d->claim, "UPDATE main.ie_delivery SET claims = claims + 1, due_at = ?3 WHERE cursor = ?1"
                     " AND position = ?2"},
         {&d->recover,

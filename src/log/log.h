@@ -17,7 +17,7 @@
 
 /* The one place that maps SQLite's codes to ours: records "what: SQLite's words". */
 ie_status ie__sql_fail(sqlite3 *db, int rc, const char *what, ie_error *err);
-/* Prepare for keeps; the text may contain one %s for the quoted schema name ("main"). */
+/* Prepare for keeps: statements that live as long as the object that holds them. */
 ie_status ie__sql_prepare(sqlite3_stmt **out, sqlite3 *db, const char *sql, ie_error *err);
 /* Run statements that give no rows. */
 ie_status ie__sql_exec(sqlite3 *db, const char *sql, ie_error *err);

@@ -70,6 +70,92 @@ has_table(bool *out, sqlite3 *db, const char *name, ie_error *err)
     return status;
 }
 
+/* ---- a schema without history: somebody's own tool may have run our SQL ---- */
+
+/* One line per object and column of ours, in order; the history table is not part of the shape. */
+static const char SHAPE[] =
+    "SELECT m.type || ' ' || m.name || coalesce(' ' || c.name || ' ' || c.type || ' '"
+    " || c.\"notnull\" || ' ' || c.pk, '') AS line FROM main.sqlite_master AS m"
+    " LEFT JOIN pragma_table_info(m.name, 'main') AS c ON m.type = 'table'"
+    " WHERE m.name LIKE 'ie\\_%' ESCAPE '\\' AND m.name <> 'ie_schema_history' ORDER BY line";
+
+/* Is every line that wanted gives also one of have's? Both are in order. */
+static ie_status
+shape_covers(bool *out, sqlite3_stmt *have, sqlite3_stmt *wanted, ie_error *err)
+{
+    int want;
+    int rc = SQLITE_ROW;
+
+    *out = true;
+    while (*out && (want = sqlite3_step(wanted)) != SQLITE_DONE) {
+        int order = -1;
+
+        if (want != SQLITE_ROW)
+            return ie__sql_fail(sqlite3_db_handle(wanted), want, "compare schema", err);
+        while (order < 0 && (rc = sqlite3_step(have)) == SQLITE_ROW)
+            order = strcmp(ie__sql_column_text(have, 0), ie__sql_column_text(wanted, 0));
+        if (rc != SQLITE_ROW && rc != SQLITE_DONE)
+            return ie__sql_fail(sqlite3_db_handle(have), rc, "compare schema", err);
+        *out = order == 0;
+    }
+    return IE_OK;
+}
+
+/* Does the database have all that the first count migrations make? They are run in memory to see.
+ */
+static ie_status
+has_shape(bool *out, sqlite3 *db, size_t count, ie_error *err)
+{
+    sqlite3      *scratch = NULL;
+    sqlite3_stmt *have = NULL;
+    sqlite3_stmt *wanted = NULL;
+    ie_status     status = IE_OK;
+
+    *out = false;
+    if (sqlite3_open_v2(":memory:", &scratch, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL) !=
+        SQLITE_OK)
+        status = ie_error_set(err, IE_ENOMEM, "compare schema: out of memory");
+    for (size_t i = 0; status == IE_OK && i < count; i++)
+        status = ie__sql_exec(scratch, ie_migration_at(i)->up, err);
+    if (status == IE_OK)
+        status = ie__sql_prepare(&wanted, scratch, SHAPE, err);
+    if (status == IE_OK)
+        status = ie__sql_prepare(&have, db, SHAPE, err);
+    if (status == IE_OK)
+        status = shape_covers(out, have, wanted, err);
+    (void)sqlite3_finalize(have);
+    (void)sqlite3_finalize(wanted);
+    (void)sqlite3_close(scratch);
+    return status;
+}
+
+/* How many migrations a database without history has had, going by what is there. */
+static ie_status
+shape_count(size_t *out, sqlite3 *db, ie_error *err)
+{
+    bool      is_there = false;
+    ie_status status = has_table(&is_there, db, "ie_event", err);
+
+    *out = is_there ? ie_migration_count() : 0;
+    while (status == IE_OK && *out > 0) {
+        status = has_shape(&is_there, db, *out, err);
+        if (status == IE_OK && is_there)
+            break;
+        (*out)--;
+    }
+    return status;
+}
+
+static ie_status
+foreign_refused(ie_error *err)
+{
+    return ie_error_set(
+        err, IE_ESCHEMA,
+        "table ie_event exists but is not the one that this library creates (or some "
+        "of what belongs to it is missing); rename yours, or see "
+        "migrations/README.md");
+}
+
 ie_status
 ie_migrate_status(sqlite3 *db, void (*each)(void *user, const ie_migration_state *state),
                   void *user, ie_error *err)
@@ -77,6 +163,7 @@ ie_migrate_status(sqlite3 *db, void (*each)(void *user, const ie_migration_state
     sqlite3_stmt *stmt = NULL;
     bool          has_history = false;
     size_t        next = 0;
+    size_t        by_hand = 0;
     int           rc = SQLITE_DONE;
     ie_status     status = has_table(&has_history, db, "ie_schema_history", err);
 
@@ -102,9 +189,12 @@ ie_migrate_status(sqlite3 *db, void (*each)(void *user, const ie_migration_state
             status = ie__sql_fail(db, rc, "read ie_schema_history", err);
         (void)sqlite3_finalize(stmt);
     }
+    if (status == IE_OK && next == 0)
+        status = shape_count(&by_hand, db, err);
     for (; status == IE_OK && next < ie_migration_count(); next++)
         each(user, &(ie_migration_state){.migration = ie_migration_at(next),
-                                         .version = ie_migration_at(next)->version});
+                                         .version = ie_migration_at(next)->version,
+                                         .is_applied = next < by_hand});
     return status;
 }
 
@@ -165,86 +255,141 @@ ie_migrate_check(sqlite3 *db, ie_error *err)
 {
     const int newest = ie_migration_at(ie_migration_count() - 1)->version;
     bool      has_events = false;
+    size_t    count = 0;
     history   seen;
     ie_status status = history_read(&seen, db, err);
 
+    if (status == IE_OK)
+        status = has_table(&has_events, db, "ie_event", err);
     if (status != IE_OK)
         return status;
     if (seen.newer != 0)
         return newer_refused(&seen, err);
-    if (seen.has_history && seen.newest == newest)
-        return IE_OK;
-    status = has_table(&has_events, db, "ie_event", err);
-    if (status != IE_OK)
-        return status;
-    if (!seen.has_history && has_events) {
+    if (!has_events) {
+        seen.newest = 0; /* whatever the history says: it was taken back by hand */
+    } else if (seen.newest == 0) {
         /* A team may apply our SQL with a tool of its own; then the shape is what counts. */
-        int64_t columns = 0;
-
-        status =
-            ie__sql_int(&columns, db,
-                        "SELECT count(*) FROM main.pragma_table_info('ie_event') WHERE name IN ("
-                        "'position','id','topic','key','type','source','time','not_before',"
-                        "'expires_at','content_type','headers','dedupe_key','data')",
-                        0, err);
-        if (status == IE_OK && columns != 13)
-            status = ie_error_set(err, IE_ESCHEMA,
-                                  "table ie_event exists but is not the one that this library "
-                                  "creates; see migrations/README.md");
-        return status;
+        status = shape_count(&count, db, err);
+        if (status != IE_OK)
+            return status;
+        if (count == 0)
+            return foreign_refused(err);
+        seen.newest = ie_migration_at(count - 1)->version;
     }
+    if (seen.newest == newest)
+        return IE_OK;
     return ie_error_set(err, IE_ESCHEMA_MISSING,
                         "the database has schema version %d of %d; run: ie migrate up DB",
                         seen.newest, newest);
 }
 
-/* One migration, in one transaction with its history row; does nothing if somebody was faster. */
+/* What there is to do for a migration, decided under the write lock. */
+typedef enum todo { TODO_NOTHING, TODO_RECORD, TODO_APPLY } todo;
+
 static ie_status
-apply_one(sqlite3 *db, const ie_migration *migration, bool *applied, ie_error *err)
+decide(todo *out, sqlite3 *db, size_t index, ie_error *err)
+{
+    int64_t   present = 0;
+    bool      has_events = false;
+    bool      is_ours = false;
+    char      sql[96];
+    ie_status status;
+
+    (void)snprintf(sql, sizeof sql, "SELECT count(*) FROM main.ie_schema_history WHERE version=%d",
+                   ie_migration_at(index)->version);
+    status = ie__sql_int(&present, db, sql, 0, err);
+    if (status == IE_OK)
+        status = has_table(&has_events, db, "ie_event", err);
+    if (status != IE_OK)
+        return status;
+    *out = TODO_NOTHING;
+    if (!has_events) {
+        /* Taken back by hand: a history without tables would keep them away for ever. */
+        *out = TODO_APPLY;
+        return present != 0 && index == 0
+                   ? ie__sql_exec(db, "DELETE FROM main.ie_schema_history", err)
+                   : IE_OK;
+    }
+    if (present != 0)
+        return IE_OK;
+    status = has_shape(&is_ours, db, index + 1, err);
+    if (status == IE_OK && !is_ours && index == 0)
+        return foreign_refused(err);
+    *out = is_ours ? TODO_RECORD : TODO_APPLY;
+    return status;
+}
+
+static ie_status
+run_up(sqlite3 *db, const ie_migration *migration, ie_error *err)
+{
+    ie_error        why = IE_ERROR_INIT;
+    const int       rc = sqlite3_exec(db, migration->up, NULL, NULL, NULL);
+    const ie_status status = rc == SQLITE_OK ? IE_OK : ie__sql_fail(db, rc, "apply", &why);
+
+    return status == IE_OK ? IE_OK
+                           : ie_error_set(err, status, "migration %d_%s: %s", migration->version,
+                                          migration->name, why.message);
+}
+
+static ie_status
+record(sqlite3 *db, const ie_migration *migration, ie_error *err)
 {
     sqlite3_stmt *stmt = NULL;
-    int64_t       present = 0;
-    char          sql[96];
-    ie_status     status = ie__sql_begin(db, err);
+    ie_status     status = ie__sql_prepare(
+            &stmt, db, "INSERT INTO main.ie_schema_history VALUES (?1, ?2, ?3, ?4, ?5)", err);
+
+    if (status == IE_OK) {
+        (void)sqlite3_bind_int(stmt, 1, migration->version);
+        (void)sqlite3_bind_text(stmt, 2, migration->name, -1, SQLITE_STATIC);
+        (void)sqlite3_bind_text(stmt, 3, migration->checksum, -1, SQLITE_STATIC);
+        (void)sqlite3_bind_int64(stmt, 4, ie__wall_ms(&ie__system_clock));
+        (void)sqlite3_bind_text(stmt, 5, ie_version(), -1, SQLITE_STATIC);
+        status = ie__sql_run(db, stmt, "record migration", err);
+    }
+    (void)sqlite3_finalize(stmt);
+    return status;
+}
+
+/* One migration, in one transaction with its history row; does nothing if somebody was faster. */
+static ie_status
+apply_one(sqlite3 *db, size_t index, bool *applied, ie_error *err)
+{
+    todo      what = TODO_NOTHING;
+    ie_status status = ie__sql_begin(db, err);
 
     if (status != IE_OK)
         return status;
-    (void)snprintf(sql, sizeof sql, "SELECT count(*) FROM main.ie_schema_history WHERE version=%d",
-                   migration->version);
     status = ie__sql_exec(db, CREATE_HISTORY, err);
     if (status == IE_OK)
-        status = ie__sql_int(&present, db, sql, 0, err);
-    if (status == IE_OK && present == 0) {
-        status = ie__sql_exec(db, migration->up, err);
-        if (status != IE_OK && err != NULL) {
-            char words[128];
-
-            (void)snprintf(words, sizeof words, "%.120s", sqlite3_errmsg(db));
-            ie_error_clear(err);
-            (void)ie_error_set(err, status, "migration %d_%s: %s", migration->version,
-                               migration->name, words);
-        }
-        if (status == IE_OK)
-            status = ie__sql_prepare(
-                &stmt, db, "INSERT INTO main.ie_schema_history VALUES (?1, ?2, ?3, ?4, ?5)", err);
-        if (status == IE_OK) {
-            (void)sqlite3_bind_int(stmt, 1, migration->version);
-            (void)sqlite3_bind_text(stmt, 2, migration->name, -1, SQLITE_STATIC);
-            (void)sqlite3_bind_text(stmt, 3, migration->checksum, -1, SQLITE_STATIC);
-            (void)sqlite3_bind_int64(stmt, 4, ie__wall_ms(&ie__system_clock));
-            (void)sqlite3_bind_text(stmt, 5, ie_version(), -1, SQLITE_STATIC);
-            status = ie__sql_run(db, stmt, "record migration", err);
-        }
-        (void)sqlite3_finalize(stmt);
-        *applied = status == IE_OK;
-    }
+        status = decide(&what, db, index, err);
+    if (status == IE_OK && what == TODO_APPLY)
+        status = run_up(db, ie_migration_at(index), err);
+    if (status == IE_OK && what != TODO_NOTHING)
+        status = record(db, ie_migration_at(index), err);
     if (status != IE_OK) {
         ie__sql_rollback(db);
         return status;
     }
     status = ie__sql_commit(db, err);
-    if (status != IE_OK)
-        *applied = false;
+    *applied = status == IE_OK && what == TODO_APPLY;
+    return status;
+}
+
+/* Migrations are plain SQL for any tool, so their names would find a TEMP table first. */
+static ie_status
+check_no_shadow(sqlite3 *db, ie_error *err)
+{
+    char            name[64];
+    const ie_status status = ie__sql_text(
+        name, sizeof name, db,
+        "SELECT name FROM temp.sqlite_master WHERE name LIKE 'ie\\_%' ESCAPE '\\' LIMIT 1", "",
+        err);
+
+    if (status == IE_OK && name[0] != '\0')
+        return ie_error_set(err, IE_ESCHEMA,
+                            "%s in schema temp hides the table that is meant; drop it, or migrate "
+                            "on another connection",
+                            name);
     return status;
 }
 
@@ -252,6 +397,7 @@ ie_status
 ie_migrate_up(sqlite3 *db, int *applied, ie_error *err)
 {
     int       count = 0;
+    bool      has_events = false;
     history   seen;
     ie_status status;
 
@@ -261,11 +407,17 @@ ie_migrate_up(sqlite3 *db, int *applied, ie_error *err)
     status = history_read(&seen, db, err);
     if (status == IE_OK && seen.newer != 0)
         status = newer_refused(&seen, err);
+    if (status == IE_OK)
+        status = has_table(&has_events, db, "ie_event", err);
+    if (status == IE_OK && !has_events)
+        seen.newest = 0;
+    if (status == IE_OK && seen.newest < ie_migration_at(ie_migration_count() - 1)->version)
+        status = check_no_shadow(db, err);
     for (size_t i = 0; status == IE_OK && i < ie_migration_count(); i++) {
         bool done = false;
 
         if (ie_migration_at(i)->version > seen.newest)
-            status = apply_one(db, ie_migration_at(i), &done, err);
+            status = apply_one(db, i, &done, err);
         if (done)
             count++;
     }

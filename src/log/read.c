@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "attributes.h"
 #include "core.h"
 #include "headers.h"
 #include "json.h"
@@ -220,6 +221,13 @@ put_text(char **to, column from, size_t bytes_max, const char *too_long, const c
     return copy;
 }
 
+/* Milliseconds that CloudEvents can write as a time. */
+static bool
+is_year(int64_t ms)
+{
+    return ms >= INT64_C(-62167219200000) && ms <= INT64_C(253402300799999);
+}
+
 /*
  * The rules that ie_publish() enforces, for rows that anyone may have written: static text. An
  * attribute with NUL, CR or LF would be read as something else by some transport.
@@ -228,15 +236,15 @@ static const char *
 row_trouble(ie__reader *reader, const ie_event *event, const column *texts)
 {
     const column topic = texts[1];
+    ie_status    ignored;
 
     for (size_t i = 0; i < TEXT_COUNT; i++)
         if (i != 1 && texts[i].text != NULL &&
             ie__text_fault(texts[i].text, texts[i].bytes) != NULL)
-            return "an attribute (id, key, type, source or content_type) has a control character "
-                   "or "
-                   "is not UTF-8";
+            return "an attribute (id, key, type, source or content_type) has a control character, "
+                   "a non-character or is not UTF-8";
     /* Topics repeat: the one that was just found good is not looked at again. */
-    if (topic.bytes != reader->good_topic_bytes ||
+    if (topic.bytes == 0 || topic.bytes != reader->good_topic_bytes ||
         memcmp(topic.text, reader->good_topic, topic.bytes) != 0) {
         if (strlen(event->topic) != topic.bytes || ie_topic_check(event->topic, NULL) != IE_OK)
             return "topic is not valid: dotted words without wildcards, spaces or control "
@@ -248,9 +256,20 @@ row_trouble(ie__reader *reader, const ie_event *event, const column *texts)
         return "id is empty";
     if (event->type[0] == '\0' || event->source[0] == '\0')
         return "type or source is empty";
-    if (event->data_bytes != 0 && ie__json_is_media_type(event->content_type) &&
+    if (texts[4].text != NULL && ie__fault_source(event->source, texts[4].bytes, &ignored) != NULL)
+        return "source is not a URI or a part of one";
+    if (texts[5].text != NULL &&
+        ie__fault_content_type(event->content_type, texts[5].bytes, &ignored) != NULL)
+        return "content_type is not a media type like application/json";
+    if (event->key != NULL && event->key[0] == '\0')
+        return "key is empty; NULL means no key";
+    if (!is_year(event->time_ms) || !is_year(event->not_before_ms) ||
+        !is_year(event->expires_at_ms))
+        return "time, not_before or expires_at is outside of the years 0000 to 9999";
+    if (event->data != NULL && ie__json_is_media_type(event->content_type) &&
         ie__json_check(event->data, event->data_bytes, NULL) != IE_OK)
-        return "data is not JSON, though its content type says so";
+        return event->data_bytes == 0 ? "data is empty, which is not JSON; NULL means no data"
+                                      : "data is not JSON, though its content type says so";
     return NULL;
 }
 
@@ -286,7 +305,8 @@ take_row(ie__reader *reader, ie__batch *batch, sqlite3_stmt *stmt, ie_error *err
             bytes +=
                 (texts[i].bytes < TEXTS[i].bytes_max ? texts[i].bytes : TEXTS[i].bytes_max) + 1;
     }
-    block = batch_take(batch, bytes);
+    /* A text that SQLite had no memory to convert reads as NULL, which would be another event. */
+    block = sqlite3_errcode(reader->db) != SQLITE_NOMEM ? batch_take(batch, bytes) : NULL;
     if (block == NULL)
         return ie_error_set(err, IE_ENOMEM, "read events: out of memory");
     to = block + arena_bytes;

@@ -6,6 +6,8 @@
 
 #include "core.h"
 
+#define DAY_MS INT64_C(86400000)
+
 struct ie__cleaner {
     sqlite3        *db;
     const ie_clock *clock;
@@ -33,7 +35,8 @@ ie__cleaner_open(ie__cleaner **out, sqlite3 *db, const ie_clock *clock, ie_error
         "WITH run AS (SELECT position, time FROM main.ie_event WHERE position > ?1 AND position <="
         " (SELECT min(position) FROM main.ie_cursor)"
         " AND position < (SELECT max(position) FROM main.ie_event) ORDER BY position LIMIT ?2)"
-        " SELECT max(position), min(CASE WHEN time > ?3 THEN position END), count(*) FROM run",
+        " SELECT max(position), min(CASE WHEN time > ?3 AND time <= ?4 THEN position END), count(*)"
+        " FROM run",
         err);
     if (status == IE_OK)
         status = ie__sql_prepare(&cleaner->remove, db,
@@ -98,6 +101,7 @@ next_run(ie__cleaner *cleaner, const ie__retention *retention, int64_t *last, bo
          ie_error *err)
 {
     sqlite3_stmt *stmt = cleaner->bound;
+    const int64_t now_ms = ie__wall_ms(cleaner->clock);
     ie_status     status = IE_OK;
     int           rc;
 
@@ -105,8 +109,10 @@ next_run(ie__cleaner *cleaner, const ie__retention *retention, int64_t *last, bo
     *is_full = false;
     (void)sqlite3_bind_int64(stmt, 1, cleaner->resume);
     (void)sqlite3_bind_int64(stmt, 2, retention->rows_max);
-    (void)sqlite3_bind_int64(stmt, 3,
-                             ie__wall_ms(cleaner->clock) - (int64_t)retention->published_s * 1000);
+    (void)sqlite3_bind_int64(stmt, 3, now_ms - (int64_t)retention->published_s * 1000);
+    /* A time is the application's word. One far ahead says nothing about the event's age, and must
+     * not keep everything behind it for ever; a day forgives a clock that was set back. */
+    (void)sqlite3_bind_int64(stmt, 4, now_ms + DAY_MS);
     rc = sqlite3_step(stmt);
     if (rc == SQLITE_ROW && sqlite3_column_int64(stmt, 2) > 0) {
         const bool has_young = sqlite3_column_type(stmt, 1) != SQLITE_NULL;

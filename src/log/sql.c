@@ -13,16 +13,19 @@ status_of(int rc)
     switch (rc) {
     case SQLITE_BUSY_SNAPSHOT: return IE_EBUSY_SNAPSHOT;
     case SQLITE_READONLY_DBMOVED: return IE_EMOVED;
+    case SQLITE_IOERR_NOMEM: return IE_ENOMEM;
     case SQLITE_CONSTRAINT_UNIQUE:
     case SQLITE_CONSTRAINT_PRIMARYKEY:
     case SQLITE_CONSTRAINT_ROWID: return IE_EEXIST;
+    case SQLITE_CONSTRAINT_TRIGGER: return IE_EDENIED; /* a trigger's RAISE said no */
     default: break;
     }
     switch (rc & 0xff) {
     case SQLITE_OK: return IE_OK;
     case SQLITE_NOMEM: return IE_ENOMEM;
     case SQLITE_BUSY:
-    case SQLITE_LOCKED: return IE_EBUSY;
+    case SQLITE_LOCKED:
+    case SQLITE_PROTOCOL: return IE_EBUSY;
     case SQLITE_FULL: return IE_EFULL;
     case SQLITE_READONLY: return IE_EREADONLY;
     case SQLITE_AUTH:
@@ -30,8 +33,10 @@ status_of(int rc)
     case SQLITE_TOOBIG: return IE_ETOOBIG;
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB: return IE_ECORRUPT;
+    case SQLITE_CONSTRAINT: /* one that our tables do not have */
     case SQLITE_SCHEMA:
     case SQLITE_ERROR: return IE_ESCHEMA;
+    case SQLITE_MISUSE: return IE_EINVAL;
     default: return IE_EIO;
     }
 }
@@ -130,9 +135,14 @@ ie__sql_text(char *out, size_t size, sqlite3 *db, const char *sql, const char *f
 
     if (rc == SQLITE_OK)
         rc = sqlite3_step(stmt);
-    if (rc == SQLITE_ROW && sqlite3_column_type(stmt, 0) != SQLITE_NULL)
-        (void)snprintf(out, size, "%s", (const char *)sqlite3_column_text(stmt, 0));
-    else if (rc == SQLITE_ROW || rc == SQLITE_DONE)
+    if (rc == SQLITE_ROW && sqlite3_column_type(stmt, 0) != SQLITE_NULL) {
+        const char *text = (const char *)sqlite3_column_text(stmt, 0);
+
+        if (text != NULL)
+            (void)snprintf(out, size, "%s", text);
+        else
+            status = ie__sql_fail(db, SQLITE_NOMEM, "read", err);
+    } else if (rc == SQLITE_ROW || rc == SQLITE_DONE)
         (void)snprintf(out, size, "%s", fallback);
     else
         status = ie__sql_fail(db, rc, "read", err);
