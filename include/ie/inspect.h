@@ -48,8 +48,10 @@ typedef struct ie_cursor_status {
     const char *breaker_reason; /* "" when closed */
     int64_t     breaker_since_ms;
     int64_t     breaker_until_ms;
-    uint64_t    counts[IE_STATE_COUNT]; /* by ie_state; published counts what is still kept */
-    int64_t     oldest_pending_ms; /* UTC time of the oldest unfinished event; 0: none */
+    /* By ie_state. Published counts what is still kept. A destination with topic patterns counts what
+     * it has not passed yet as pending and what it has passed as published, whatever the topic. */
+    uint64_t counts[IE_STATE_COUNT];
+    int64_t  oldest_pending_ms; /* UTC time of the oldest unfinished event, scheduled ones aside; 0: none */
 } ie_cursor_status;
 
 typedef struct ie_outbox_info {
@@ -91,7 +93,7 @@ typedef struct ie_filter {
     size_t      size;   /* sizeof(ie_filter) */
     const char *cursor; /* NULL: every destination */
     uint32_t    states; /* bits 1u << ie_state; 0: all */
-    uint32_t    limit;  /* 0: 100 */
+    uint32_t    limit;  /* 0: 100 in a list, no limit for retry and discard */
     const char *topics; /* patterns divided by commas or spaces */
     const char *key;
     const char *id;
@@ -99,24 +101,33 @@ typedef struct ie_filter {
 } ie_filter;
 
 /**
- * Newest first. The callback returns false to stop.
- * @return IE_OK, IE_EINVAL, IE_ENOTFOUND (no such cursor), IE_ESCHEMA_MISSING, IE_EBUSY, IE_EIO.
+ * Newest first; one call per event and destination that takes its topic (cursor "" while there is no
+ * destination yet). The callback returns false to stop.
+ * @return IE_OK (also when nothing matches), IE_EINVAL, IE_ENOTFOUND (no such cursor),
+ *         IE_ESCHEMA_MISSING, IE_EBUSY, IE_EIO.
  */
 IE_API ie_status ie_inspect_list(struct sqlite3 *db, const ie_filter *filter,
                                  bool (*each)(void *user, const ie_event_status *event), void *user,
                                  ie_error *err);
 
 /**
- * Send again: dead, expired, discarded or retrying events become due now with their attempts reset. The
- * key's order is not restored for events sent again. @param[out] changed may be NULL.
+ * Send again: dead, discarded or retrying events become due now with their attempts reset. The key's
+ * order is not restored for events sent again. An expired event is not sent again: it would arrive
+ * after its expires_at. What a living worker has in its hands at this moment is left alone.
+ * Short transactions of its own (BEGIN IMMEDIATE), so none may be open.
  *
- * @return IE_OK; IE_ENOTFOUND (no event matched), IE_ESTATE (events matched, none in a state
- *         that allows it), IE_EBUSY, IE_EIO. Threads: owner of @p db.
+ * @param[out] changed  may be NULL; on failure too: how many were changed before it.
+ * @return IE_OK; IE_EINVAL; IE_ENOTFOUND (no event matched, no such cursor), IE_ESTATE (events matched,
+ *         none in a state that allows it: the message names it), IE_EBUSY, IE_EIO.
+ * Threads: owner of @p db.
  */
 IE_API ie_status ie_inspect_retry(struct sqlite3 *db, const ie_filter *filter, uint64_t *changed,
                                   ie_error *err);
 
-/** Give up: retrying, blocked, scheduled or dead events become discarded, with the reason. */
+/**
+ * Give up: retrying, blocked, scheduled or dead events become discarded, with the reason (NULL:
+ * "discarded by hand"). What waited behind one of them goes on. Otherwise as ie_inspect_retry().
+ */
 IE_API ie_status ie_inspect_discard(struct sqlite3 *db, const ie_filter *filter, const char *reason,
                                     uint64_t *changed, ie_error *err);
 
