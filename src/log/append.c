@@ -64,24 +64,17 @@ ie__appender_close(ie__appender *appender)
     ie__free(appender);
 }
 
+/* What is not given needs no call: the statement comes with its bindings cleared, which are NULL. */
 static int
 bind_text(sqlite3_stmt *stmt, int index, const char *text)
 {
-    return text != NULL ? sqlite3_bind_text(stmt, index, text, -1, SQLITE_STATIC)
-                        : sqlite3_bind_null(stmt, index);
+    return text != NULL ? sqlite3_bind_text(stmt, index, text, -1, SQLITE_STATIC) : SQLITE_OK;
 }
 
 static int
 bind_time(sqlite3_stmt *stmt, int index, int64_t ms)
 {
-    return ms != 0 ? sqlite3_bind_int64(stmt, index, ms) : sqlite3_bind_null(stmt, index);
-}
-
-static bool
-is_text(const char *content_type)
-{
-    return content_type == NULL || ie__json_is_media_type(content_type) ||
-           strncmp(content_type, "text/", 5) == 0;
+    return ms != 0 ? sqlite3_bind_int64(stmt, index, ms) : SQLITE_OK;
 }
 
 static int
@@ -89,7 +82,17 @@ bind_headers(sqlite3_stmt *stmt, int index, const ie_buffer *headers)
 {
     return headers->size != 0
                ? sqlite3_bind_text(stmt, index, headers->data, (int)headers->size, SQLITE_STATIC)
-               : sqlite3_bind_null(stmt, index);
+               : SQLITE_OK;
+}
+
+/* Is it text without a NUL? Data that is JSON has been found to be when the event was checked. */
+static bool
+is_text(const ie_event *event)
+{
+    return ie__json_is_media_type(event->content_type) ||
+           (strncmp(event->content_type, "text/", 5) == 0 &&
+            memchr(event->data, 0, event->data_bytes) == NULL &&
+            ie__utf8_is_valid(event->data, event->data_bytes));
 }
 
 /* SQLite's way to UTF-16 turns U+FFFE and U+FFFF into U+FFFD; our bytes stay as they are. */
@@ -107,10 +110,8 @@ bind_data(ie__appender *appender, int index, const ie_event *event)
     sqlite3_stmt *stmt = appender->insert;
 
     if (event->data_bytes == 0)
-        return event->data == NULL ? sqlite3_bind_null(stmt, index)
-                                   : sqlite3_bind_zeroblob(stmt, index, 0);
-    if (is_text(event->content_type) && memchr(event->data, 0, event->data_bytes) == NULL &&
-        ie__utf8_is_valid(event->data, event->data_bytes) &&
+        return event->data == NULL ? SQLITE_OK : sqlite3_bind_zeroblob(stmt, index, 0);
+    if (is_text(event) &&
         (!appender->is_utf16 || survives_utf16(event->data, event->data_bytes)))
         return sqlite3_bind_text(stmt, index, event->data, (int)event->data_bytes, SQLITE_STATIC);
     return sqlite3_bind_blob(stmt, index, event->data, (int)event->data_bytes, SQLITE_STATIC);

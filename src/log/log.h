@@ -63,7 +63,8 @@ typedef struct ie__appender ie__appender;
 ie_status                   ie__appender_open(ie__appender **out, sqlite3 *db, const char *source,
                                               const ie_clock *clock, ie_error *err);
 void                        ie__appender_close(ie__appender *appender);
-/* Insert into the open transaction; the status list of ie_publish(). id_out may be NULL. */
+/* Insert an event that has passed its check into the open transaction; the status list of
+ * ie_publish(). id_out may be NULL. */
 ie_status ie__append(ie__appender *appender, const ie_event *event, char *id_out, ie_error *err);
 
 /* ---- reading (read.c) ---- */
