@@ -236,7 +236,7 @@ ie__lane_must_mark(ie__lane *lane, bool flush)
     if (ie__lane_decided_end(lane) == lane->head && lane->retries_done == 0 && !lane->strict_put)
         return false; /* known, but something before it is still out */
     return flush || now - lane->unmarked_since_ms >= lane->options->mark_delay_ms ||
-           ie__lane_decided_end(lane) - lane->head >= lane->options->batch_max || is_suspect(lane);
+           ie__lane_decided_end(lane) - lane->head >= (lane->window + 1) / 2 || is_suspect(lane);
 }
 
 /* ---- expiry of what waits ---- */

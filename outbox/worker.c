@@ -25,9 +25,8 @@
 
 #define DESTINATIONS_MAX 64
 #define PROCESSORS_MAX   64
-#define LOOK_PAUSE_NS                                                                              \
-    250000 /* between looks while news keep coming: bounds what a busy host costs us */
-#define CLEAN_SLICE_MS 20 /* of each round belong to cleaning at most */
+#define LOOK_PAUSE_NS    200000 /* between looks while news keep coming: see look_pause() */
+#define CLEAN_SLICE_MS   20     /* of each round belong to cleaning at most */
 
 /* After a write was seen and nothing is there yet: the file changes just before the commit is
  * visible. */
@@ -296,13 +295,24 @@ worker_round(ie_worker *worker, bool has_news, bool flush)
     return now;
 }
 
+/*
+ * A host that commits without end would have us look after each commit: that costs both of us more
+ * than it brings. How long to be deaf to the file, given that something was just found and more is
+ * there.
+ */
+static int64_t
+look_pause(const ie_worker *worker, int64_t now_ns)
+{
+    return worker->ladder < LADDER_STEPS ? worker->last_look_ns + LOOK_PAUSE_NS - now_ns : 0;
+}
+
 /* Wait for a write to the file, an answer, a wake-up, or the time. */
 static void
 worker_wait(ie_worker *worker, int64_t wait_ns)
 {
-    struct pollfd fds[2] = {
-        {.fd = worker->event_fd, .events = POLLIN},
-        {.fd = worker->watch != NULL ? ie__watch_fd(worker->watch) : -1, .events = POLLIN}};
+    const bool      is_deaf = look_pause(worker, ie__mono_ns()) > 0;
+    struct pollfd   fds[2] = {{.fd = worker->event_fd, .events = POLLIN},
+                              {.fd = is_deaf ? -1 : ie__watch_fd(worker->watch), .events = POLLIN}};
     uint64_t        count;
     struct timespec wait = {.tv_sec = wait_ns / 1000000000, .tv_nsec = wait_ns % 1000000000};
 
@@ -330,7 +340,7 @@ worker_looks(ie_worker *worker, int64_t now_ns)
         atomic_fetch_add(&worker->n_wakes, 1);
         has_news = true;
     }
-    if (worker->ladder < LADDER_STEPS && now_ns - worker->last_look_ns >= LOOK_PAUSE_NS / 8) {
+    if (worker->ladder < LADDER_STEPS && look_pause(worker, now_ns) <= 0) {
         if (has_changed(worker)) {
             worker->ladder = LADDER_STEPS;
             has_news = true;
@@ -361,8 +371,13 @@ wait_for(const ie_worker *worker, const round *last, int64_t now_ns)
         if (left_ms * 1000000 < wait_ns)
             wait_ns = left_ms * 1000000;
     }
-    if (worker->ladder < LADDER_STEPS && LADDER_NS[worker->ladder] < wait_ns)
-        wait_ns = LADDER_NS[worker->ladder];
+    if (worker->ladder < LADDER_STEPS) {
+        const int64_t pause_ns = look_pause(worker, now_ns);
+        const int64_t step_ns = pause_ns > 0 ? pause_ns : LADDER_NS[worker->ladder];
+
+        if (step_ns < wait_ns)
+            wait_ns = step_ns;
+    }
     return wait_ns > 0 ? wait_ns : 0;
 }
 

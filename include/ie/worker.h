@@ -63,7 +63,7 @@ typedef struct ie_processor {
     X(batch_max, "events", 100, 1, 10000)                                                          \
     X(in_flight_max, "events", 1000, 1, 65536)                                                     \
     X(window_bytes_max, "bytes", 8388608, 65536, 1073741824)                                       \
-    X(mark_delay_ms, "ms", 10, 0, 1000)                                                            \
+    X(mark_delay_ms, "ms", 25, 0, 1000)                                                            \
     X(poll_ms, "ms", 500, 10, 60000)                                                               \
     X(busy_ms_max, "ms", 1000, 0, 60000)                                                           \
     X(lease_ms, "ms", 10000, 100, 600000)                                                          \
