@@ -1490,7 +1490,7 @@ ie_bus_client_publish(ie_bus_client *client, const ie_event *event, uint32_t fla
     if (full.source == NULL)
         full.source = client->source;
     if (full.time_ms == 0)
-        full.time_ms = ie__wall_ms(NULL);
+        full.time_ms = ie__wall_ms(&ie__system_clock);
     record = ie__record_size(&full);
     asked.bytes = (uint32_t)(IE__PREFIX_BYTES + 4 + record);
 

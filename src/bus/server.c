@@ -261,6 +261,42 @@ server_on_drained(uv_timer_t *timer)
     server_finish(timer->data);
 }
 
+/* Publishers leave first: as long as they wait for answers, subscribers are needed. */
+static void
+server_send_home(ie_bus_server *server, bool subscribers_too)
+{
+    server->subscribers_told = subscribers_too;
+    for (ie__conn *conn = server->conns; conn != NULL; conn = conn->next) {
+        if (conn->is_doomed || conn->is_told || (conn->subs != NULL && !subscribers_too))
+            continue;
+        conn->is_told = true;
+        ie__conn_say_goodbye(conn);
+    }
+}
+
+static void
+server_on_half_drained(uv_timer_t *timer)
+{
+    ie_bus_server *server = timer->data;
+
+    server_send_home(server, true);
+    (void)uv_timer_start(&server->drain, server_on_drained, server->drain_ms / 2, 0);
+}
+
+/* Only subscribers are left, and they owe nothing. */
+static void
+server_check_drained(ie_bus_server *server)
+{
+    bool only_subscribers = server->held_count == 0;
+
+    for (ie__conn *conn = server->conns; conn != NULL && only_subscribers; conn = conn->next)
+        only_subscribers = conn->subs != NULL;
+    if (only_subscribers && !server->subscribers_told)
+        server_send_home(server, true);
+    if (server->conns == NULL && server->net.linger_count == 0)
+        server_finish(server);
+}
+
 static void
 server_close_listeners(ie_bus_server *server)
 {
@@ -286,12 +322,11 @@ server_on_async(uv_async_t *async)
         return;
     server->is_draining = true;
     server_close_listeners(server);
-    for (ie__conn *conn = server->conns; conn != NULL; conn = conn->next)
-        if (!conn->is_doomed)
-            ie__conn_say_goodbye(conn);
+    server->drain_ms = drain_ms;
+    server_send_home(server, false);
     ie__log(&server->options.logger, IE_LOG_INFO, "bus", "draining %u connections",
             server->conn_count);
-    (void)uv_timer_start(&server->drain, server_on_drained, drain_ms, 0);
+    (void)uv_timer_start(&server->drain, server_on_half_drained, drain_ms / 2, 0);
 }
 
 static void
@@ -312,8 +347,8 @@ server_end_of_turn(void *user)
     (void)pthread_mutex_lock(&server->mutex);
     server->shown = server->stats;
     (void)pthread_mutex_unlock(&server->mutex);
-    if (server->is_draining && server->conns == NULL && server->net.linger_count == 0)
-        server_finish(server);
+    if (server->is_draining)
+        server_check_drained(server);
 }
 
 static void

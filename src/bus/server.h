@@ -115,6 +115,7 @@ struct ie__conn {
     ie__framer     framer;
     ie__conn_state state;
     bool           is_doomed;
+    bool           is_told;    /* that the bus is shutting down */
     bool           is_orderly; /* ends by goodbye, not by error */
     bool           is_pumping; /* paused groups are to go on once the output drained */
     bool           may_speak; /* our greeting is out: last words will be understood */
@@ -161,7 +162,9 @@ struct ie_bus_server {
     size_t                group_buckets;
     ie__record            record; /* the publish in hand */
     ie_bus_server_stats   stats;  /* the thread's own */
+    uint32_t              drain_ms;
     bool                  is_draining;
+    bool                  subscribers_told; /* everyone was sent home, not only publishers */
     bool                  is_finished;
     bool                  was_cut; /* somebody did not leave in time */
 

@@ -281,8 +281,10 @@ on_hello(ie__conn *conn, const ie__frame *frame)
     conn->server->unauthenticated--;
     conn->framer.message_max = conn->server->options.data_bytes_max + IE__RECORD_OVERHEAD_MAX;
     conn_send_welcome(conn);
-    if (conn->server->is_draining)
+    if (conn->server->is_draining) {
+        conn->is_told = true;
         ie__conn_say_goodbye(conn);
+    }
     ie__log(&conn->server->options.logger, IE_LOG_DEBUG, "bus", "%s (%s): connected", conn->peer,
             name[0] != '\0' ? name : "unnamed");
     return IE_OK;

@@ -65,8 +65,9 @@ START_TEST(the_index_agrees_with_the_definition)
         for (size_t i = 0; i < 200; i++) {
             const bool wanted = is_in[i] && ie_pattern_matches(items[i].pattern, topic);
 
-            ck_assert_msg(items[i].seen == wanted, "%s against %s: %u, not %d", topic,
-                          items[i].pattern, items[i].seen, wanted);
+            if (items[i].seen != wanted) /* asserting 4 million times takes its time */
+                ck_abort_msg("%s against %s: %u, not %d", topic, items[i].pattern,
+                             items[i].seen, wanted);
             items[i].seen = 0;
             expected += wanted;
         }
