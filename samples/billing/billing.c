@@ -131,15 +131,16 @@ main(int argc, char **argv)
     if (status == IE_OK)
         status = ie_bus_client_subscribe(client, "orders.>", "billing", 0, receive, &self, NULL, &err);
     if (status == IE_OK)
-        status = ie_bus_client_wait_connected(client, 10000, &err);
+        status = ie_bus_client_wait_connected(client, 5000, &err);
     if (status == IE_OK)
-        status = ie_bus_client_wait_subscribed(client, 10000, &err);
+        status = ie_bus_client_wait_subscribed(client, 5000, &err);
     if (status == IE_OK) {
         (void)printf("ready\n");
         (void)fflush(stdout);
         wait_for_the_end();
     } else {
-        (void)fprintf(stderr, "billing: %s\n", err.message);
+        (void)fprintf(stderr, "billing: %s%s\n", err.message,
+                      status == IE_EUNREACHABLE ? "; start a bus with: ie bus" : "");
     }
     ie_bus_client_close(client); /* no handler runs after this */
     (void)printf("invoices %lu, duplicates absorbed %lu, failed %lu\n", self.written,

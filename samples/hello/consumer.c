@@ -34,6 +34,7 @@ int main(int argc, char **argv)
     IE(ie_migrate_up(db, NULL, &err));
     IE(ie_bus_client_open(&bus, &from, &err)); /* connects, and again whenever it has to */
     IE(ie_bus_client_subscribe(bus, "orders.>", "packing", 0, receive, db, NULL, &err));
+    IE(ie_bus_client_wait_connected(bus, 5000, &err));
     printf("waiting for orders; Enter ends\n"), getchar();
     ie_bus_client_close(bus);
     return sqlite3_close(db);

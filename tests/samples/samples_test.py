@@ -211,6 +211,19 @@ def consumer(options, folder):
           [('{"item":"tea"}',), ('{"item": "cup"}',)], "the parcels")
 
 
+def without_a_bus(options, folder):
+    """A consumer says what it cannot reach, and ends."""
+    nowhere = f"unix:{folder}/nobody.sock"
+    billing = [options.bin / "billing", folder / "billing.db", nowhere]
+    with subprocess.Popen(billing, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True) as process:
+        _, complaint = run(options.bin / "consumer", nowhere, cwd=folder, status=1)
+        check(nowhere in complaint, f"consumer: {complaint}")
+        _, complaint = process.communicate(timeout=PATIENCE_S)
+    check(process.returncode == 1, f"billing ended with {process.returncode}")
+    check(nowhere in complaint and "ie bus" in complaint, f"billing: {complaint}")
+
+
 def demo(options, folder):
     """The demonstration, twice; the table is the one in the README, and nothing stays behind."""
     shown = next(block for language, block in blocks() if language == "text")
@@ -306,8 +319,8 @@ def schema_document(_options, _folder):
 
 
 def main():
-    commands = (hello, shop_with_bad_input, orders_are_as_generated, plain_sql, consumer, demo,
-                readme, readme_when_pasted, schema_document)
+    commands = (hello, shop_with_bad_input, orders_are_as_generated, plain_sql,
+                without_a_bus, consumer, demo, readme, readme_when_pasted, schema_document)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=[command.__name__ for command in commands])
     parser.add_argument("--build", type=lambda text: pathlib.Path(text).resolve(),
