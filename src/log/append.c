@@ -23,8 +23,8 @@ struct ie__appender {
 
 static const char INSERT_SQL[] =
     "INSERT INTO main.ie_event (id, topic, key, type, source, time, not_before, expires_at,"
-    " content_type, headers, dedupe_key, data)"
-    " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    " content_type, headers, dedupe_key, data, checked)"
+    " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 1)";
 
 ie_status
 ie__appender_open(ie__appender **out, sqlite3 *db, const char *source, const ie_clock *clock,

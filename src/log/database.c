@@ -63,6 +63,7 @@ ie_status
 ie__database_open(sqlite3 **out, const char *path, uint32_t busy_ms_max, ie_error *err)
 {
     sqlite3  *db = NULL;
+    ie_error  why = IE_ERROR_INIT;
     ie_status status;
     const int rc = sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
 
@@ -71,7 +72,9 @@ ie__database_open(sqlite3 **out, const char *path, uint32_t busy_ms_max, ie_erro
             ie_error_set(err, rc == SQLITE_CANTOPEN ? IE_ENOTFOUND : IE_EIO, "open database %s: %s",
                          path, db != NULL ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
     } else {
-        status = ie__database_manners(db, busy_ms_max, err);
+        status = ie__database_manners(db, busy_ms_max, &why);
+        if (status != IE_OK)
+            (void)ie_error_set(err, status, "open database %s: %s", path, why.message);
     }
     if (status != IE_OK) {
         (void)sqlite3_close(db);

@@ -31,7 +31,7 @@ struct ie__reader {
 
 #define COLUMNS                                                                                    \
     "position, id, topic, key, type, source, time, not_before, expires_at, content_type, headers," \
-    " data"
+    " checked, data"
 enum {
     C_POSITION,
     C_ID,
@@ -44,6 +44,7 @@ enum {
     C_EXPIRES_AT,
     C_CONTENT_TYPE,
     C_HEADERS,
+    C_CHECKED,
     C_DATA
 };
 
@@ -273,11 +274,21 @@ row_trouble(ie__reader *reader, const ie_event *event, const column *texts)
     return NULL;
 }
 
+/* What ie_publish() wrote is in its own compact form; anything else is read with all care. */
+static bool
+take_headers(ie_event *event, void *arena, column headers, bool is_checked)
+{
+    if (is_checked && ie__headers_decode_compact(event, arena, headers.text, headers.bytes))
+        return true;
+    return ie__headers_decode_into(event, arena, headers.text, headers.bytes, NULL) == IE_OK;
+}
+
 static ie_status
 take_row(ie__reader *reader, ie__batch *batch, sqlite3_stmt *stmt, ie_error *err)
 {
     ie__row    *row = &batch->rows[batch->count];
     ie_event   *event = &row->event;
+    const bool  is_checked = sqlite3_column_int(stmt, C_CHECKED) == 1;
     const char *trouble = NULL;
     const char *copies[TEXT_COUNT];
     column      texts[TEXT_COUNT];
@@ -332,11 +343,12 @@ take_row(ie__reader *reader, ie__batch *batch, sqlite3_stmt *stmt, ie_error *err
         event->data = to;
         event->data_bytes = data.bytes;
     }
-    if (headers.text != NULL && trouble == NULL &&
-        ie__headers_decode_into(event, block, headers.text, headers.bytes, NULL) != IE_OK)
+    if (headers.text != NULL && trouble == NULL && !take_headers(event, block, headers, is_checked))
         trouble = "headers are not a JSON object of strings, integers and booleans with names "
                   "[a-z0-9]";
-    row->trouble = trouble != NULL ? trouble : row_trouble(reader, event, texts);
+    if (trouble == NULL && !is_checked)
+        trouble = row_trouble(reader, event, texts);
+    row->trouble = trouble;
     batch->count++;
     return IE_OK;
 }
