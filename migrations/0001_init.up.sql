@@ -19,6 +19,7 @@ CREATE TABLE ie_event (
     content_type TEXT,
     headers      TEXT,
     dedupe_key   TEXT,
+    checked      INTEGER,
     data         ANY
 ) STRICT;
 

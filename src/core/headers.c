@@ -311,6 +311,102 @@ ie__headers_decode_into(ie_event *event, void *arena, const char *json, size_t b
     return IE_OK;
 }
 
+/* Copy with a terminator into the room, which there is for every byte of the object. */
+static const char *
+room_put(decoder *d, const char *text, size_t bytes)
+{
+    const char *copy = d->room;
+
+    memcpy(d->room, text, bytes);
+    d->room[bytes] = '\0';
+    d->room += bytes + 1;
+    return copy;
+}
+
+/* The bytes of a plain string at *at, which moves behind its closing quote; NULL: there is none. */
+static const char *
+plain_string(const char **at, const char *end, size_t *bytes)
+{
+    const char *start = *at + 1;
+    const char *quote;
+
+    if (*at >= end || **at != '"' || (quote = memchr(start, '"', (size_t)(end - start))) == NULL)
+        return NULL;
+    *bytes = (size_t)(quote - start);
+    *at = quote + 1;
+    return start;
+}
+
+/* One "name":value at *at. False: of another form. */
+static bool
+compact_member(decoder *d, const char **at, const char *end)
+{
+    ie_header  *header = &d->headers[d->count];
+    size_t      name_bytes = 0;
+    size_t      value_bytes = 0;
+    const char *name = plain_string(at, end, &name_bytes);
+    const char *value;
+    bool        is_string;
+
+    if (name == NULL || *at >= end || **at != ':')
+        return false;
+    (*at)++;
+    value = *at;
+    is_string = value < end && *value == '"';
+    if (is_string) {
+        value = plain_string(at, end, &value_bytes);
+        if (value == NULL)
+            return false;
+    } else {
+        while (*at < end && **at != ',')
+            (*at)++;
+        value_bytes = (size_t)(*at - value);
+    }
+    if (is_word(name, name_bytes, "subject", 7)) {
+        d->subject = room_put(d, value, value_bytes);
+    } else if (is_word(name, name_bytes, "dataschema", 10)) {
+        d->dataschema = room_put(d, value, value_bytes);
+    } else {
+        if (d->count == IE_HEADERS_MAX || value_bytes == 0 ||
+            (!is_string && memchr("-0123456789tf", *value, 13) == NULL))
+            return false;
+        header->name = room_put(d, name, name_bytes);
+        header->value = room_put(d, value, value_bytes);
+        header->type = is_string                        ? IE_HEADER_STRING
+                       : *value == 't' || *value == 'f' ? IE_HEADER_BOOLEAN
+                                                        : IE_HEADER_INTEGER;
+        header->reserved = 0;
+        d->count++;
+    }
+    return true;
+}
+
+bool
+ie__headers_decode_compact(ie_event *event, void *arena, const char *json, size_t bytes)
+{
+    const char *end = json + bytes - 1; /* the closing brace */
+    const char *at = json;
+    decoder     d = {0};
+
+    if (bytes < 2 || bytes > IE__HEADERS_STORED_BYTES_MAX || *json != '{' || *end != '}' ||
+        memchr(json, '\\', bytes) != NULL)
+        return false;
+    d.headers = arena;
+    d.room = (char *)(d.headers + headers_max(bytes));
+    while (at < end) {
+        if (*at != (at == json ? '{' : ','))
+            return false;
+        at++;
+        if (!compact_member(&d, &at, end))
+            return false;
+    }
+    event->subject = d.subject;
+    event->dataschema = d.dataschema;
+    event->headers = d.count > 0 ? d.headers : NULL;
+    event->header_count = d.count;
+    return true;
+}
+
 ie_status
 ie__headers_decode(ie_event *event, void **arena, const char *json, size_t bytes, ie_error *err)
 {

@@ -1013,6 +1013,61 @@ START_TEST(headers_are_stored_as_one_compact_object)
 }
 END_TEST
 
+/* The quick reader of our own objects says what the careful one says, or nothing. */
+START_TEST(compact_headers_read_the_same_both_ways)
+{
+    static const struct {
+        const char *json;
+        bool        is_compact;
+    } ROWS[] = {
+        {"{\"a\":\"b\"}", true},
+        {"{\"subject\":\"s\",\"dataschema\":\"urn:x\",\"n\":-7,\"yes\":true,\"no\":false}", true},
+        {"{\"traceparent\":\"00-0af7-01\",\"tenant\":\"\xc3\xa4\"}", true},
+        {"{\"a\":\"b\\\"c\"}", false},
+        {"{\"a\": \"b\"}", false},
+        {"{ \"a\":\"b\"}", false},
+        {"{\"a\":\"b\",}", false},
+        {"{\"a\":\"b\"\"c\":\"d\"}", false},
+        {"{\"a\":\"b}", false},
+        {"{\"a\":}", false},
+        {"{\"a\"}", false},
+        {"{", false},
+        {"", false},
+    };
+
+    for (size_t r = 0; r < sizeof ROWS / sizeof ROWS[0]; r++) {
+        const size_t bytes = strlen(ROWS[r].json);
+        char        *exact = ie__alloc(bytes);
+        void        *quick_arena = ie__alloc(ie__headers_arena_bytes(bytes));
+        void        *arena = NULL;
+        ie_event     quick = IE_EVENT_INIT;
+        ie_event     careful = IE_EVENT_INIT;
+
+        memcpy(exact, ROWS[r].json,
+               bytes); /* without a terminator, so that reading past it shows */
+        ck_assert_msg(ie__headers_decode_compact(&quick, quick_arena, exact, bytes) ==
+                          ROWS[r].is_compact,
+                      "%s", ROWS[r].json);
+        if (ROWS[r].is_compact) {
+            ck_assert_int_eq(ie__headers_decode(&careful, &arena, exact, bytes, NULL), IE_OK);
+            ck_assert_uint_eq(quick.header_count, careful.header_count);
+            ck_assert_pstr_eq(quick.subject, careful.subject);
+            ck_assert_pstr_eq(quick.dataschema, careful.dataschema);
+            for (size_t i = 0; i < careful.header_count; i++) {
+                ck_assert_str_eq(quick.headers[i].name, careful.headers[i].name);
+                ck_assert_str_eq(quick.headers[i].value, careful.headers[i].value);
+                ck_assert_int_eq(quick.headers[i].type, careful.headers[i].type);
+            }
+        } else {
+            ck_assert_uint_eq(quick.header_count, 0);
+        }
+        ie__free(arena);
+        ie__free(quick_arena);
+        ie__free(exact);
+    }
+}
+END_TEST
+
 START_TEST(the_largest_legal_headers_come_back)
 {
     ie_event  event = event_whole();
@@ -1406,6 +1461,7 @@ main(void)
     tcase_add_test(event, copy_is_deep_and_whole);
     tcase_add_test(event, copy_without_memory_changes_nothing);
     tcase_add_test(headers, headers_are_stored_as_one_compact_object);
+    tcase_add_test(headers, compact_headers_read_the_same_both_ways);
     tcase_add_test(headers, the_largest_legal_headers_come_back);
     LOOP(headers, stored_headers_of_a_stranger_are_checked, STORED);
     tcase_add_test(headers, stored_headers_have_limits);
