@@ -39,7 +39,7 @@ struct bus_publisher {
     waiting        *queue; /* a ring */
     size_t          queue_head;
     size_t          queue_count;
-    size_t          queue_max; /* a power of two, or 0 */
+    size_t          queue_max;  /* a power of two, or 0 */
     bool            is_sending; /* somebody empties the queue: order needs that to be one */
 };
 
@@ -50,18 +50,12 @@ static const struct {
     ie_bus_code code;
     ie_verdict  verdict;
 } BY_CODE[] = {
-    {IE_BUS_CODE_NO_SUBSCRIBERS, IE_UNREACHABLE},
-    {IE_BUS_CODE_SUBSCRIBER_GONE, IE_UNREACHABLE},
-    {IE_BUS_CODE_LIMIT, IE_UNREACHABLE},
-    {IE_BUS_CODE_BUSY, IE_UNREACHABLE},
-    {IE_BUS_CODE_MEMORY, IE_UNREACHABLE},
-    {IE_BUS_CODE_SHUTTING_DOWN, IE_UNREACHABLE},
-    {IE_BUS_CODE_UNAVAILABLE, IE_UNREACHABLE},
-    {IE_BUS_CODE_HANDLER, IE_RETRY},
-    {IE_BUS_CODE_ACK_TIMEOUT, IE_RETRY},
-    {IE_BUS_CODE_TOO_BIG, IE_REJECTED},
-    {IE_BUS_CODE_INVALID, IE_REJECTED},
-    {IE_BUS_CODE_REJECTED, IE_REJECTED},
+    {IE_BUS_CODE_NO_SUBSCRIBERS, IE_UNREACHABLE}, {IE_BUS_CODE_SUBSCRIBER_GONE, IE_UNREACHABLE},
+    {IE_BUS_CODE_LIMIT, IE_UNREACHABLE},          {IE_BUS_CODE_BUSY, IE_UNREACHABLE},
+    {IE_BUS_CODE_MEMORY, IE_UNREACHABLE},         {IE_BUS_CODE_SHUTTING_DOWN, IE_UNREACHABLE},
+    {IE_BUS_CODE_UNAVAILABLE, IE_UNREACHABLE},    {IE_BUS_CODE_HANDLER, IE_RETRY},
+    {IE_BUS_CODE_ACK_TIMEOUT, IE_RETRY},          {IE_BUS_CODE_TOO_BIG, IE_REJECTED},
+    {IE_BUS_CODE_INVALID, IE_REJECTED},           {IE_BUS_CODE_REJECTED, IE_REJECTED},
 };
 
 static ie_verdict
@@ -94,9 +88,9 @@ slot_release(bus_publisher *self, slot *used)
 static void
 bus_on_answer(void *user, const ie_bus_answer *answer)
 {
-    slot           *used = user;
-    bus_publisher  *self = used->self;
-    const uint64_t  ticket = used->ticket;
+    slot          *used = user;
+    bus_publisher *self = used->self;
+    const uint64_t ticket = used->ticket;
 
     slot_release(self, used);
     ie_report(self->env, ticket, verdict_of(answer->status, answer->code),
@@ -139,8 +133,8 @@ bus_send(bus_publisher *self)
     (void)pthread_mutex_unlock(&self->mutex);
     while (is_mine && (taken = queue_take(self, &next)) != NULL) {
         ie_error        err = IE_ERROR_INIT;
-        const ie_status status = ie_bus_client_publish(
-            self->client, next.event, self->flags, bus_on_answer, taken, &err);
+        const ie_status status = ie_bus_client_publish(self->client, next.event, self->flags,
+                                                       bus_on_answer, taken, &err);
 
         if (status == IE_OK)
             continue;
@@ -180,7 +174,8 @@ bus_publish(void *opened, const ie_outgoing *events, size_t count)
     (void)pthread_mutex_lock(&self->mutex);
     has_room = queue_reserve(self, count);
     for (size_t i = 0; has_room && i < count; i++) {
-        waiting *at = &self->queue[(self->queue_head + self->queue_count++) & (self->queue_max - 1)];
+        waiting *at =
+            &self->queue[(self->queue_head + self->queue_count++) & (self->queue_max - 1)];
 
         at->event = events[i].event;
         at->ticket = events[i].ticket;
@@ -236,12 +231,13 @@ bus_parse(bus_options *out, const char *text, ie_error *err)
     if (status == IE_OK)
         status = ie__url_known_options(url, NAMES, err);
     if (status == IE_OK)
-        status = ie__url_option_bool(&out->require_subscriber, url, "require_subscriber", true, err);
+        status =
+            ie__url_option_bool(&out->require_subscriber, url, "require_subscriber", true, err);
     if (status == IE_OK)
         status = ie__url_option_bool(&out->persistent, url, "persistent", true, err);
     if (status == IE_OK)
-        status = ie__url_option_number(&out->max_in_flight, url, "max_in_flight", 4096, 1, 65536,
-                                       err);
+        status =
+            ie__url_option_number(&out->max_in_flight, url, "max_in_flight", 4096, 1, 65536, err);
     if (status == IE_OK)
         status = ie__url_option_number(&out->connect_timeout_ms, url, "connect_timeout_ms", 2000,
                                        10, 600000, err);

@@ -22,10 +22,10 @@
 #include "wire.h"
 
 #define OPTIONS_SIZE_MIN sizeof(ie_bus_client_options)
-#define ACK_RUNS 64            /* runs of handled deliveries gathered for one frame */
-#define ACK_DELAY_NS 1000000   /* ... but none is kept longer than this while handlers run */
-#define ADDRESSES_MAX 8        /* of a host name, tried one after the other */
-#define UNSENT_MAX (1u << 20)  /* bytes in the stream's queue; the rest stays in the backlog */
+#define ACK_RUNS         64         /* runs of handled deliveries gathered for one frame */
+#define ACK_DELAY_NS     1000000    /* ... but none is kept longer than this while handlers run */
+#define ADDRESSES_MAX    8          /* of a host name, tried one after the other */
+#define UNSENT_MAX       (1u << 20) /* bytes in the stream's queue; the rest stays in the backlog */
 
 /* One publish that is not answered. */
 typedef struct entry {
@@ -99,32 +99,32 @@ struct ie_bus_client {
     uint32_t        data_bytes_max; /* the server's; IE_DATA_BYTES_MAX before */
 
     /* -- the loop's own -- */
-    uv_loop_t        loop;
-    uv_async_t       async;
-    uv_timer_t       timer;       /* next attempt, or the attempt's end, or heartbeat */
-    uv_timer_t       close_timer; /* the end of ie_bus_client_close()'s patience */
-    uv_getaddrinfo_t resolve;
-    bool             is_resolving;
-    ie__net          net;
-    ie__stream      *stream;
-    ie__framer       framer;
-    phase            phase;
+    uv_loop_t               loop;
+    uv_async_t              async;
+    uv_timer_t              timer;       /* next attempt, or the attempt's end, or heartbeat */
+    uv_timer_t              close_timer; /* the end of ie_bus_client_close()'s patience */
+    uv_getaddrinfo_t        resolve;
+    bool                    is_resolving;
+    ie__net                 net;
+    ie__stream             *stream;
+    ie__framer              framer;
+    phase                   phase;
     struct sockaddr_storage addresses[ADDRESSES_MAX];
-    size_t           address_count;
-    size_t           address_next;
-    uint32_t         attempts; /* failed in a row */
-    uint32_t         pings;
-    int64_t          heard_ms;
-    batch            spare; /* memory for the next batch */
-    ie_buffer        backlog; /* frames not sent; from backlog_sent on */
-    size_t           backlog_sent;
-    entry           *flight; /* a ring of all unanswered publishes that the loop knows */
-    size_t           flight_head;
-    size_t           flight_count;
-    size_t           flight_sent; /* of these, written */
-    size_t           flight_max;  /* a power of two, or 0 */
-    uint32_t         flight_first; /* request number of the head */
-    uint32_t         in_flight_max; /* the server's limit */
+    size_t                  address_count;
+    size_t                  address_next;
+    uint32_t                attempts; /* failed in a row */
+    uint32_t                pings;
+    int64_t                 heard_ms;
+    batch                   spare;   /* memory for the next batch */
+    ie_buffer               backlog; /* frames not sent; from backlog_sent on */
+    size_t                  backlog_sent;
+    entry                  *flight; /* a ring of all unanswered publishes that the loop knows */
+    size_t                  flight_head;
+    size_t                  flight_count;
+    size_t                  flight_sent;   /* of these, written */
+    size_t                  flight_max;    /* a power of two, or 0 */
+    uint32_t                flight_first;  /* request number of the head */
+    uint32_t                in_flight_max; /* the server's limit */
     struct {
         uint32_t first;
         uint32_t count;
@@ -133,10 +133,10 @@ struct ie_bus_client {
     int64_t       ack_since_ns;
     subscription *last_sub; /* found last */
     ie__record    record;
-    bool          is_ended;   /* the loop is winding up */
+    bool          is_ended; /* the loop is winding up */
     bool          said_goodbye;
     bool          was_refused; /* an error came instead of a welcome */
-    char          why[200]; /* this connection ended because; the first reason */
+    char          why[200];    /* this connection ended because; the first reason */
     uint32_t      why_code;
     ie_status     why_status;
 };
@@ -278,8 +278,8 @@ client_state(ie_bus_client *client, ie_bus_state state, uint32_t retry_ms)
         status.code = client->why_code;
     }
     ie__log(&client->options.logger, client->attempts == 1 ? IE_LOG_WARN : IE_LOG_INFO, "client",
-            "%s: %s%s%s", client->url, ie_bus_state_name(state), status.reason[0] != '\0' ? ": " : "",
-            status.reason);
+            "%s: %s%s%s", client->url, ie_bus_state_name(state),
+            status.reason[0] != '\0' ? ": " : "", status.reason);
     if (client->options.on_status != NULL)
         client->options.on_status(client->options.user, &status);
 }
@@ -296,8 +296,11 @@ static void
 answer_one(const entry *asked, ie_status status, uint32_t code, uint64_t receivers,
            const char *reason)
 {
-    ie_bus_answer answer = {.size = sizeof answer, .reason = reason, .receivers = receivers,
-                            .status = status, .code = code};
+    ie_bus_answer answer = {.size = sizeof answer,
+                            .reason = reason,
+                            .receivers = receivers,
+                            .status = status,
+                            .code = code};
 
     if (asked->answered != NULL)
         asked->answered(asked->user, &answer);
@@ -448,9 +451,8 @@ client_send(ie_bus_client *client)
         }
         while (client->flight_sent + count < client->flight_count &&
                client->flight_sent + count < client->in_flight_max &&
-               (bytes == 0 ||
-                bytes + flight_at(client, client->flight_sent + count)->bytes <=
-                    IE__NET_CHUNK_BYTES))
+               (bytes == 0 || bytes + flight_at(client, client->flight_sent + count)->bytes <=
+                                  IE__NET_CHUNK_BYTES))
             bytes += flight_at(client, client->flight_sent + count++)->bytes;
         if (ie__stream_write(client->stream, client->backlog.data + client->backlog_sent, bytes) !=
             IE_OK)
@@ -664,8 +666,8 @@ client_lost(ie_bus_client *client)
         sub->is_known = false;
         sub->state = SUB_NEW; /* a refusal, too, is asked again */
     }
-    is_closing = is_closing && client->flight_count == client->flight_sent &&
-                 client->submitted.count == 0;
+    is_closing =
+        is_closing && client->flight_count == client->flight_sent && client->submitted.count == 0;
     client_unlock(client);
     if (is_closing) { /* nothing that another connection could help */
         client_end(client);
@@ -735,8 +737,7 @@ client_connect_next(ie_bus_client *client, int last_error)
             (const struct sockaddr *)&client->addresses[client->address_next++];
         int error;
 
-        client->stream =
-            ie__stream_new(&client->net, client->address.is_unix, &STREAM_OPS, client);
+        client->stream = ie__stream_new(&client->net, client->address.is_unix, &STREAM_OPS, client);
         if (client->stream == NULL) {
             client_fail(client, IE_ENOMEM, IE_BUS_CODE_NONE, "out of memory");
             return;
@@ -999,8 +1000,8 @@ on_deliver(ie_bus_client *client, const ie__frame *frame)
 
     if (frame->body_bytes < 4)
         return broken(client, "a malformed delivery");
-    if (ie__record_parse(&client->record, frame->body + 4, frame->body_bytes - 4,
-                         IE_DATA_BYTES_MAX, &err) != IE_OK)
+    if (ie__record_parse(&client->record, frame->body + 4, frame->body_bytes - 4, IE_DATA_BYTES_MAX,
+                         &err) != IE_OK)
         return broken(client, "a malformed event");
     if (sub == NULL || sub->is_muted)
         return IE_OK; /* unsubscribed: the server takes it back by itself */
@@ -1119,8 +1120,7 @@ on_message(void *user, unsigned char *message, size_t bytes)
             break;
         return FRAMES[i].handle(client, &frame);
     }
-    return (frame.type & IE__FRAME_OPTIONAL) != 0 ? IE_OK
-                                                  : broken(client, "a frame out of place");
+    return (frame.type & IE__FRAME_OPTIONAL) != 0 ? IE_OK : broken(client, "a frame out of place");
 }
 
 static ie_status
@@ -1655,8 +1655,8 @@ ie_bus_client_wait_subscribed(ie_bus_client *client, uint32_t timeout_ms, ie_err
                                   client->is_offline ? client->reason : "not confirmed yet");
             break;
         }
-        is_timeout = pthread_cond_timedwait(&client->changed, &client->mutex, &deadline) ==
-                     ETIMEDOUT;
+        is_timeout =
+            pthread_cond_timedwait(&client->changed, &client->mutex, &deadline) == ETIMEDOUT;
     }
     client_unlock(client);
     return status;

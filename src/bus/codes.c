@@ -8,8 +8,7 @@ ie_bus_code_text(uint32_t code)
 {
     switch (code) {
 #define IE_BUS_CODE_TEXT(name, value, text)                                                        \
-    case value:                                                                                    \
-        return text;
+    case value: return text;
         IE_BUS_CODE_MAP(IE_BUS_CODE_TEXT)
 #undef IE_BUS_CODE_TEXT
     default: return "unknown code";

@@ -288,9 +288,8 @@ group_pump(ie_bus_server *server, ie__group *group)
 static bool
 group_is_full(const ie_bus_server *server, const ie__group *group, size_t size)
 {
-    return group->queue_count > 0 &&
-           (group->queue_count >= server->options.group_events_max ||
-            group->queue_bytes + size > server->options.group_bytes_max);
+    return group->queue_count > 0 && (group->queue_count >= server->options.group_events_max ||
+                                      group->queue_bytes + size > server->options.group_bytes_max);
 }
 
 /* The caller saw to it that the group is not full. */
@@ -542,8 +541,12 @@ subscribe_parse(subscribe_request *out, const ie__frame *frame)
     memset(out, 0, sizeof *out);
     while ((status = ie__field_next(&field, &at, end)) == IE_OK) {
         switch (field.tag) {
-        case IE__F_PATTERN: status = ie__field_text(out->pattern, IE_TOPIC_BYTES_MAX, &field); break;
-        case IE__F_GROUP: status = ie__field_text(out->group, IE_BUS_GROUP_BYTES_MAX, &field); break;
+        case IE__F_PATTERN:
+            status = ie__field_text(out->pattern, IE_TOPIC_BYTES_MAX, &field);
+            break;
+        case IE__F_GROUP:
+            status = ie__field_text(out->group, IE_BUS_GROUP_BYTES_MAX, &field);
+            break;
         case IE__F_FLAGS: status = ie__field_u32(&out->flags, &field); break;
         case IE__F_CREDIT: status = ie__field_u32(&out->credit, &field); break;
         default: status = field.tag >= IE__FIELD_OPTIONAL ? IE_OK : IE_EPROTO; break;
@@ -774,7 +777,8 @@ ie__route_publish(ie__conn *conn, const ie__frame *frame)
     }
     code = publish_check(conn, &match, flags, size, &receivers, &groups);
     if (code != IE_BUS_CODE_NONE) {
-        static const char *const LIMITS[] = {[IE_BUS_CODE_LIMIT] = "publishes_in_flight_max is reached",
+        static const char *const LIMITS[] = {[IE_BUS_CODE_LIMIT] =
+                                                 "publishes_in_flight_max is reached",
                                              [IE_BUS_CODE_BUSY] = "the group's queue is full",
                                              [IE_BUS_CODE_MEMORY] = "memory_bytes_max is reached"};
 

@@ -10,8 +10,8 @@
 #include "server.h"
 
 #define OPTIONS_SIZE_MIN sizeof(ie_bus_server_options)
-#define BACKLOG 1024
-#define GROUP_BUCKETS 4096 /* a power of two */
+#define BACKLOG          1024
+#define GROUP_BUCKETS    4096 /* a power of two */
 
 /* ---- options -------------------------------------------------------------------------------- */
 
@@ -131,9 +131,8 @@ unix_make_way(const char *path, ie_error *err)
     error = connect(fd, (struct sockaddr *)&address, sizeof address) == 0 ? 0 : errno;
     (void)close(fd);
     if (error == ECONNREFUSED)
-        return unlink(path) == 0
-                   ? IE_OK
-                   : ie_error_set(err, IE_EIO, "%s: %s", path, strerror(errno));
+        return unlink(path) == 0 ? IE_OK
+                                 : ie_error_set(err, IE_EIO, "%s: %s", path, strerror(errno));
     return ie_error_set(err, error == 0 || error == EAGAIN ? IE_EEXIST : IE_EIO, "%s: %s", path,
                         error == 0 || error == EAGAIN ? "another bus listens there"
                                                       : strerror(error));
@@ -421,19 +420,45 @@ server_prepare(ie_bus_server *server, ie_error *err)
     return status;
 }
 
+/* Undo what was made, on the caller's thread: the server's own does not run. */
+void
+ie__bus_server_unmake(ie_bus_server *server)
+{
+    server_close_listeners(server);
+    server_finish(server);
+    (void)uv_run(&server->loop, UV_RUN_DEFAULT);
+    (void)uv_loop_close(&server->loop);
+    server_free(server);
+}
+
+static ie_status
+server_make_loop(ie_bus_server *server, ie_error *err)
+{
+    if (uv_loop_init(&server->loop) != 0)
+        return ie_error_set(err, IE_EIO, "cannot make an event loop: out of file descriptors?");
+    if (uv_async_init(&server->loop, &server->async, server_on_async) == 0) {
+        if (ie__net_init(&server->net, &server->loop) == IE_OK)
+            return IE_OK;
+        uv_close((uv_handle_t *)&server->async, NULL);
+    }
+    (void)uv_run(&server->loop, UV_RUN_DEFAULT);
+    (void)uv_loop_close(&server->loop);
+    return ie_error_set(err, IE_ENOMEM, "cannot set up an event loop");
+}
+
 ie_status
-ie_bus_server_start(ie_bus_server **out, const ie_bus_server_options *options, ie_error *err)
+ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, ie_error *err)
 {
     ie_bus_server_options imported;
     ie_bus_server        *server;
     ie_status             status = options_import(&imported, options, err);
     const char           *name;
+    uint64_t              every;
 
     if (status != IE_OK)
         return status;
     name = imported.name != NULL ? imported.name : "ie";
-    if (strlen(name) == 0 || strlen(name) > IE_BUS_NAME_BYTES_MAX ||
-        ie_topic_check(name, NULL) != IE_OK)
+    if (ie_topic_check(name, NULL) != IE_OK)
         return ie_error_set(err, IE_EINVAL, "name: letters, digits and dots, like a topic");
     server = ie__calloc(1, sizeof *server);
     if (server == NULL)
@@ -444,25 +469,15 @@ ie_bus_server_start(ie_bus_server **out, const ie_bus_server_options *options, i
     server->topics = ie__topics_new();
     server->group_buckets = GROUP_BUCKETS;
     server->groups = ie__calloc(GROUP_BUCKETS, sizeof(ie__group *));
-    if (server->name == NULL || server->topics == NULL || server->groups == NULL) {
-        server_free(server);
-        return ie_error_set(err, IE_ENOMEM, "no memory for a bus");
-    }
-    if (uv_loop_init(&server->loop) != 0) {
-        server_free(server);
-        return ie_error_set(err, IE_EIO, "cannot make an event loop: out of file descriptors?");
-    }
-    if (uv_async_init(&server->loop, &server->async, server_on_async) != 0 ||
-        ie__net_init(&server->net, &server->loop) != IE_OK) {
-        server->net.loop = NULL;
-        status = ie_error_set(err, IE_ENOMEM, "cannot set up an event loop");
-        if (server->async.loop != NULL)
-            uv_close((uv_handle_t *)&server->async, NULL);
-        (void)uv_run(&server->loop, UV_RUN_DEFAULT);
-        (void)uv_loop_close(&server->loop);
+    if (server->name == NULL || server->topics == NULL || server->groups == NULL)
+        status = ie_error_set(err, IE_ENOMEM, "no memory for a bus");
+    else
+        status = server_make_loop(server, err);
+    if (status != IE_OK) {
         server_free(server);
         return status;
     }
+    /* From here on the loop has what server_finish() closes. */
     (void)uv_timer_init(&server->loop, &server->tick);
     (void)uv_timer_init(&server->loop, &server->drain);
     server->async.data = server->tick.data = server->drain.data = server;
@@ -470,22 +485,29 @@ ie_bus_server_start(ie_bus_server **out, const ie_bus_server_options *options, i
     server->net.user = server;
     server->shown.size = server->stats.size = sizeof server->stats;
     status = server_prepare(server, err);
-    if (status == IE_OK) {
-        const uint64_t every = tick_ms(&server->options);
-
-        server->options.listen = NULL; /* the caller's; not ours to keep */
-        server->options.name = NULL;
-        (void)uv_timer_start(&server->tick, server_on_tick, every, every);
-        if (pthread_create(&server->thread, NULL, server_main, server) != 0)
-            status = ie_error_set(err, IE_EIO, "cannot start a thread");
-    }
     if (status != IE_OK) {
-        server_close_listeners(server);
-        server_finish(server);
-        (void)uv_run(&server->loop, UV_RUN_DEFAULT);
-        (void)uv_loop_close(&server->loop);
-        server_free(server);
+        ie__bus_server_unmake(server);
         return status;
+    }
+    server->options.listen = NULL; /* the caller's; not ours to keep */
+    server->options.name = NULL;
+    every = tick_ms(&server->options);
+    (void)uv_timer_start(&server->tick, server_on_tick, every, every);
+    *out = server;
+    return IE_OK;
+}
+
+ie_status
+ie_bus_server_start(ie_bus_server **out, const ie_bus_server_options *options, ie_error *err)
+{
+    ie_bus_server  *server;
+    const ie_status status = ie__bus_server_make(&server, options, err);
+
+    if (status != IE_OK)
+        return status;
+    if (pthread_create(&server->thread, NULL, server_main, server) != 0) {
+        ie__bus_server_unmake(server);
+        return ie_error_set(err, IE_EIO, "cannot start a thread");
     }
     for (size_t i = 0; i < server->listener_count; i++)
         ie__log(&server->options.logger, IE_LOG_INFO, "bus", "listening on %s",

@@ -176,6 +176,13 @@ struct ie_bus_server {
     ie_bus_server_stats shown;          /* mutex */
 };
 
+/* ---- server.c ---- */
+
+/* A server without its thread: whoever made it runs its loop. For the fuzzer. */
+ie_status ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options,
+                              ie_error *err);
+void      ie__bus_server_unmake(ie_bus_server *server);
+
 /* ---- session.c ---- */
 
 /* Take the connection that waits at a listener. */

@@ -158,9 +158,8 @@ ie__conn_end(ie__conn *conn)
     *link = conn->doomed_next;
     conn_count_end(conn);
     ie__log(&server->options.logger,
-            conn->end_code == IE_BUS_CODE_NONE || conn->end_code == IE_BUS_CODE_DONE
-                ? IE_LOG_DEBUG
-                : IE_LOG_WARN,
+            conn->end_code == IE_BUS_CODE_NONE || conn->end_code == IE_BUS_CODE_DONE ? IE_LOG_DEBUG
+                                                                                     : IE_LOG_WARN,
             "bus", "%s (%s): closed: %s", conn->peer, conn->name != NULL ? conn->name : "unnamed",
             conn->end_reason);
     ie__route_leave(conn);
@@ -171,9 +170,8 @@ ie__conn_end(ie__conn *conn)
 
         conn_flush_runs(conn);
         (void)ie__stream_write(conn->stream, frame,
-                               ie__reason_frame(frame,
-                                                conn->is_orderly ? IE__GOODBYE : IE__ERROR, 0,
-                                                conn->end_code, conn->end_reason));
+                               ie__reason_frame(frame, conn->is_orderly ? IE__GOODBYE : IE__ERROR,
+                                                0, conn->end_code, conn->end_reason));
         ie__stream_close_gently(conn->stream);
     }
     if (conn->prev != NULL)
@@ -517,7 +515,8 @@ accept_fault(const ie_bus_server *server, const ie__conn *conn)
         return NULL;
     for (const ie__conn *other = server->conns; other != NULL; other = other->next) {
         const size_t host = strcspn(other->peer, "]"); /* up to the port */
-        const char  *end = other->peer[host] != '\0' ? other->peer + host : strrchr(other->peer, ':');
+        const char  *end =
+            other->peer[host] != '\0' ? other->peer + host : strrchr(other->peer, ':');
         const size_t length = end != NULL ? (size_t)(end - other->peer) + 1 : strlen(other->peer);
 
         same += strncmp(other->peer, conn->peer, length) == 0;

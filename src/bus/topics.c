@@ -6,7 +6,8 @@
 #include "core.h"
 
 /* A node stands for the words that lead to it; "*" and ">" are children like any other. All nodes
- * hang in one table keyed by parent and word, so a node with 100,000 children is nothing special. */
+ * hang in one table keyed by parent and word, so a node with 100,000 children is nothing special.
+ */
 struct ie__topic_node {
     ie__topic_node  *parent;
     ie__topic_node  *chain; /* same bucket */
@@ -35,7 +36,7 @@ struct ie__topics {
     ie__topic_node **buckets;
     size_t           bucket_count; /* a power of two */
     size_t           node_count;
-    uint64_t         generation; /* grows with each add and remove: cached answers get stale */
+    uint64_t         generation;  /* grows with each add and remove: cached answers get stale */
     ie__topic_node **frontier[2]; /* the walk's present and next states */
     size_t           frontier_max[2];
     cached         **cache;
@@ -284,7 +285,7 @@ walk_state(walk *w, int which, ie__topic_node *node)
     if (node == NULL)
         return IE_OK;
     if (w->states[which] == topics->frontier_max[which]) {
-        const size_t     max = topics->frontier_max[which] != 0 ? topics->frontier_max[which] * 2 : 8;
+        const size_t max = topics->frontier_max[which] != 0 ? topics->frontier_max[which] * 2 : 8;
         ie__topic_node **grown = ie__realloc_array(topics->frontier[which], max, sizeof *grown);
 
         if (grown == NULL)

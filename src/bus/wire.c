@@ -405,7 +405,8 @@ record_field(ie__record *record, unsigned tag, unsigned char *value, size_t size
                                 "%s: 1 to %zu bytes, not %zu", TEXTS[tag].name, TEXTS[tag].max,
                                 size);
         if (!text_is_good(value, size))
-            return ie_error_set(err, IE_EINVAL, "%s: not UTF-8, or a control character", TEXTS[tag].name);
+            return ie_error_set(err, IE_EINVAL, "%s: not UTF-8, or a control character",
+                                TEXTS[tag].name);
         record->texts[tag].bytes = value;
         record->texts[tag].size = size;
         return IE_OK;
@@ -496,7 +497,8 @@ ie__record_event(ie_event *out, ie__record *record)
     out->position = record->position;
     for (size_t i = 0; i < record->header_count; i++) {
         /* the same bytes, now writable: they lie in the record */
-        const size_t offset = (size_t)(record->headers[i].value - (const char *)record->topic.bytes);
+        const size_t offset =
+            (size_t)(record->headers[i].value - (const char *)record->topic.bytes);
 
         record->topic.bytes[offset + record->value_bytes[i]] = '\0';
     }

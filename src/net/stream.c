@@ -11,7 +11,7 @@
 #include "core.h"
 
 #define SPARE_MAX 16 /* chunks kept for the next output */
-#define IOV_MAX_ 64  /* pieces per write */
+#define IOV_MAX_  64 /* pieces per write */
 
 /* A piece of output: bytes of its own, or a part of a shared body. */
 struct ie__chunk {
@@ -279,9 +279,8 @@ stream_tell_gone(ie__stream *stream)
     if (stream->owner == NULL)
         stream_cut(stream);
     else
-        stream->ops->gone(stream->owner, stream->failed == UV_EOF
-                                             ? "the peer closed the connection"
-                                             : uv_strerror(stream->failed));
+        stream->ops->gone(stream->owner, stream->failed == UV_EOF ? "the peer closed the connection"
+                                                                  : uv_strerror(stream->failed));
 }
 
 /* ---- output --------------------------------------------------------------------------------- */

@@ -203,8 +203,7 @@ raw_publish(int fd, uint32_t request, uint32_t flags, const char *topic, size_t 
     body = malloc(4 + ie__record_size(&event));
     ck_assert_ptr_nonnull(body);
     ie__put32(body, flags);
-    raw_frame(fd, IE__PUBLISH, request, body,
-              (size_t)(ie__record_put(body + 4, &event) - body));
+    raw_frame(fd, IE__PUBLISH, request, body, (size_t)(ie__record_put(body + 4, &event) - body));
     free(body);
     free(data);
 }
@@ -315,11 +314,10 @@ subscribe_now(ie_bus_client *client, const char *pattern, const char *group, uin
     ie_error err = IE_ERROR_INIT;
     uint32_t id = 0;
 
-    ck_assert_int_eq(ie_bus_client_subscribe(client, pattern, group, flags, counter_handle, count,
-                                             &id, &err),
-                     IE_OK);
-    ck_assert_msg(ie_bus_client_wait_subscribed(client, WAIT_MS, &err) == IE_OK, "%s",
-                  err.message);
+    ck_assert_int_eq(
+        ie_bus_client_subscribe(client, pattern, group, flags, counter_handle, count, &id, &err),
+        IE_OK);
+    ck_assert_msg(ie_bus_client_wait_subscribed(client, WAIT_MS, &err) == IE_OK, "%s", err.message);
     return id;
 }
 

@@ -654,9 +654,8 @@ START_TEST(a_stopping_server_lets_everything_in_flight_end)
 
     (void)subscribe_now(subscriber, "t", "g", 0, &count);
     for (long i = 1; i <= 5000; i++)
-        ck_assert_int_eq(publish_number(publisher, "t", i, IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER,
-                                        &answers),
-                         IE_OK);
+        ck_assert_int_eq(
+            publish_number(publisher, "t", i, IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER, &answers), IE_OK);
     ck_assert(wait_for(&count.handled, 1));
     ck_assert_int_eq(ie_bus_server_stop(mine, WAIT_MS), IE_OK);
     ie_bus_server_close(mine);
@@ -667,8 +666,7 @@ START_TEST(a_stopping_server_lets_everything_in_flight_end)
     ie_bus_client_close(publisher);
     ck_assert_uint_eq(atomic_load(&answers.answered), 5000);
     ck_assert_uint_eq(atomic_load(&answers.failed), 5000 - atomic_load(&count.handled));
-    ck_assert(atomic_load(&answers.failed) == 0 ||
-              atomic_load(&answers.last_status) == IE_ECLOSED);
+    ck_assert(atomic_load(&answers.failed) == 0 || atomic_load(&answers.last_status) == IE_ECLOSED);
     ie_bus_client_close(subscriber);
 }
 END_TEST
@@ -793,14 +791,14 @@ END_TEST
 
 START_TEST(what_is_no_bus_is_said_so)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    socklen_t          size = sizeof address;
-    const int          listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    ie_bus_client     *client;
-    ie_error           err = IE_ERROR_INIT;
-    char               url[64];
-    char               byte;
-    int                fd;
+    struct sockaddr_in       address = {.sin_family = AF_INET};
+    socklen_t                size = sizeof address;
+    const int                listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ie_bus_client           *client;
+    ie_error                 err = IE_ERROR_INIT;
+    char                     url[64];
+    char                     byte;
+    int                      fd;
     static const char *const ANSWERS[] = {"HTTP/1.1 400\r\n\r\n", "\0SP\0\0\xAA\0\0"};
 
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);

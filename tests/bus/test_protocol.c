@@ -135,14 +135,15 @@ END_TEST
 
 START_TEST(strangers_are_turned_away)
 {
-    static const char *const STRANGERS[] = {
-        "GET / HTTP/1.1\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01", "SSH-2.0-x\r\n",
-        "*1\r\n$4\r\nPING\r\n"};
-    static const unsigned char WRONG[][8] = {
-        {0, 'S', 'P', 0, 0, 0xAA, 0, 0}, {0, 'S', 'P', 1, 0, 0xAC, 0, 0},
-        {0, 'S', 'P', 0, 0, 0xAC, 0, 1}, {0, 'S', 'P', 0, 0, 0xAB, 0, 0}};
-    ie_bus_server *server = bus_start_default();
-    const size_t   count = sizeof STRANGERS / sizeof *STRANGERS;
+    static const char *const   STRANGERS[] = {"GET / HTTP/1.1\r\n",
+                                              "\x16\x03\x01\x02\x00\x01\x00\x01", "SSH-2.0-x\r\n",
+                                              "*1\r\n$4\r\nPING\r\n"};
+    static const unsigned char WRONG[][8] = {{0, 'S', 'P', 0, 0, 0xAA, 0, 0},
+                                             {0, 'S', 'P', 1, 0, 0xAC, 0, 0},
+                                             {0, 'S', 'P', 0, 0, 0xAC, 0, 1},
+                                             {0, 'S', 'P', 0, 0, 0xAB, 0, 0}};
+    ie_bus_server             *server = bus_start_default();
+    const size_t               count = sizeof STRANGERS / sizeof *STRANGERS;
 
     for (size_t i = 0; i < count + sizeof WRONG / sizeof *WRONG; i++) {
         const int fd = raw_connect(server);
@@ -205,8 +206,9 @@ END_TEST
 
 START_TEST(before_the_hello_only_a_hello_is_taken)
 {
-    static const uint8_t TYPES[] = {IE__PUBLISH, IE__SUBSCRIBE, IE__ACK,     IE__NACK, IE__PING,
-                                    IE__PONG,    IE__GOODBYE,   IE__WELCOME, IE__UNSUBSCRIBE};
+    static const uint8_t TYPES[] = {IE__PUBLISH, IE__SUBSCRIBE, IE__ACK,
+                                    IE__NACK,    IE__PING,      IE__PONG,
+                                    IE__GOODBYE, IE__WELCOME,   IE__UNSUBSCRIBE};
     ie_bus_server       *server = bus_start_default();
 
     for (size_t i = 0; i < sizeof TYPES; i++) {
@@ -245,8 +247,7 @@ START_TEST(random_bytes_and_mutations_in_each_state_leave_the_server_alive)
             ie__frame_prefix(bytes, (ie__frame_type)ie__random_below(0x40),
                              (uint32_t)ie__random_below(4), body);
             ie__random(bytes + IE__PREFIX_BYTES, ie__random_below(2) == 0 ? body : 0);
-            bytes[ie__random_below(IE__PREFIX_BYTES + body)] ^=
-                (unsigned char)ie__random_below(4);
+            bytes[ie__random_below(IE__PREFIX_BYTES + body)] ^= (unsigned char)ie__random_below(4);
         }
         raw_send(fd, bytes, size);
         if (ie__random_below(2) == 0) {
@@ -710,8 +711,8 @@ START_TEST(addresses_that_cannot_be_served_are_refused_in_words)
         IE_BUS_SERVER_OPTIONS_INIT(&options);
         options.listen = &CASES[i].url;
         options.listen_count = 1;
-        ck_assert_msg(ie_bus_server_start(&server, &options, &err) == CASES[i].status,
-                      "%s: %s", CASES[i].url, err.message);
+        ck_assert_msg(ie_bus_server_start(&server, &options, &err) == CASES[i].status, "%s: %s",
+                      CASES[i].url, err.message);
         ck_assert_msg(strstr(err.message, CASES[i].words) != NULL, "%s", err.message);
         ck_assert_ptr_null(server);
     }

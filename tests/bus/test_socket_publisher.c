@@ -152,12 +152,24 @@ peer_receive(void *opened, int timeout_ms)
 }
 
 static const ie_conformance_row ROWS[] = {
-    {.name = "socket", .ops = &ie__publisher_socket, .setup = setup_socket, .url = peer_url,
-     .receive = peer_receive, .teardown = peer_teardown, .url_away = peer_url_away,
-     .come = peer_come, .bad_url = "socket://127.0.0.1:1?no_such=1", .bad_option = "no_such"},
-    {.name = "unix", .ops = &ie__publisher_unix, .setup = setup_unix, .url = peer_url,
-     .receive = peer_receive, .teardown = peer_teardown,
-     .bad_url = "unix:/nowhere?no_such=1", .bad_option = "no_such"},
+    {.name = "socket",
+     .ops = &ie__publisher_socket,
+     .setup = setup_socket,
+     .url = peer_url,
+     .receive = peer_receive,
+     .teardown = peer_teardown,
+     .url_away = peer_url_away,
+     .come = peer_come,
+     .bad_url = "socket://127.0.0.1:1?no_such=1",
+     .bad_option = "no_such"},
+    {.name = "unix",
+     .ops = &ie__publisher_unix,
+     .setup = setup_unix,
+     .url = peer_url,
+     .receive = peer_receive,
+     .teardown = peer_teardown,
+     .bad_url = "unix:/nowhere?no_such=1",
+     .bad_option = "no_such"},
 };
 
 START_TEST(it_does_what_every_publisher_must)
@@ -179,8 +191,7 @@ typedef struct verdicts {
 } verdicts;
 
 static void
-note_verdict(void *user, uint64_t ticket, ie_verdict verdict, const char *reason,
-             uint32_t delay_ms)
+note_verdict(void *user, uint64_t ticket, ie_verdict verdict, const char *reason, uint32_t delay_ms)
 {
     verdicts *v = user;
 
@@ -221,8 +232,8 @@ publisher_open(const char *url, ie_publisher_env *env)
 START_TEST(each_answer_has_its_verdict)
 {
     static const struct {
-        ie_status  result; /* of the handler; IE_ENOTFOUND: nobody subscribes */
-        ie_verdict verdict;
+        ie_status   result; /* of the handler; IE_ENOTFOUND: nobody subscribes */
+        ie_verdict  verdict;
         const char *words;
     } CASES[] = {
         {IE_OK, IE_DELIVERED, ""},
@@ -347,9 +358,10 @@ START_TEST(options_out_of_bounds_are_refused)
                                        "socket://127.0.0.1:1?max_in_flight=65537",
                                        "socket://127.0.0.1:1?connect_timeout_ms=x",
                                        "socket://127.0.0.1:1?require_subscriber=maybe",
-                                       "socket://user:pw@127.0.0.1:1", "socket://"};
-    verdicts         v = {0};
-    ie_publisher_env env = {.report = note_verdict, .user = &v, .name = "test"};
+                                       "socket://user:pw@127.0.0.1:1",
+                                       "socket://"};
+    verdicts                 v = {0};
+    ie_publisher_env         env = {.report = note_verdict, .user = &v, .name = "test"};
 
     for (size_t i = 0; i < sizeof URLS / sizeof *URLS; i++) {
         void    *self = NULL;

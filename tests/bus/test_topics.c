@@ -54,8 +54,8 @@ START_TEST(the_index_agrees_with_the_definition)
             is_in[which] = false;
         } else if (!is_in[which] && ie__random_below(3) == 0) {
             random_words(items[which].pattern, true);
-            ck_assert_int_eq(
-                ie__topics_add(topics, &items[which].entry, items[which].pattern), IE_OK);
+            ck_assert_int_eq(ie__topics_add(topics, &items[which].entry, items[which].pattern),
+                             IE_OK);
             is_in[which] = true;
         }
         random_words(topic, false);
@@ -66,8 +66,8 @@ START_TEST(the_index_agrees_with_the_definition)
             const bool wanted = is_in[i] && ie_pattern_matches(items[i].pattern, topic);
 
             if (items[i].seen != wanted) /* asserting 4 million times takes its time */
-                ck_abort_msg("%s against %s: %u, not %d", topic, items[i].pattern,
-                             items[i].seen, wanted);
+                ck_abort_msg("%s against %s: %u, not %d", topic, items[i].pattern, items[i].seen,
+                             wanted);
             items[i].seen = 0;
             expected += wanted;
         }
@@ -105,7 +105,10 @@ START_TEST(many_subscriptions_and_topics_stay_fast_and_bounded)
     ck_assert_ptr_nonnull(topics);
     for (size_t i = 0; i < COUNT; i++) {
         (void)snprintf(items[i].pattern, sizeof items[i].pattern,
-                       i % 3 == 0 ? "t%zu.>" : i % 3 == 1 ? "*.w%zu" : "t%zu.w", i);
+                       i % 3 == 0   ? "t%zu.>"
+                       : i % 3 == 1 ? "*.w%zu"
+                                    : "t%zu.w",
+                       i);
         ck_assert_int_eq(ie__topics_add(topics, &items[i].entry, items[i].pattern), IE_OK);
     }
     start = ie__mono_ns();

@@ -22,8 +22,8 @@ roll(uint64_t below)
 static char *
 random_text(size_t max)
 {
-    static const char *const PIECES[] = {"a", "Z", "7", " ", "\xc3\xa9", "\xe2\x82\xac",
-                                         "\xf0\x9f\x8c\x8d", "<", "\"", "~"};
+    static const char *const PIECES[] = {
+        "a", "Z", "7", " ", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x8c\x8d", "<", "\"", "~"};
     const size_t want = 1 + (size_t)roll(max);
     char        *text = calloc(1, max + 5);
     size_t       size = 0;
@@ -60,7 +60,7 @@ START_TEST(a_record_comes_out_as_it_went_in)
         size_t         text_count = 0;
         unsigned char *bytes;
         size_t         size;
-        char           names[8][16];
+        char           names[8][24];
         unsigned char  data[300];
         ie_error       err = IE_ERROR_INIT;
 
@@ -149,8 +149,12 @@ START_TEST(a_faulty_record_is_refused)
     size_t        size = 2;
 
     ck_assert_int_eq(PARSE("\1t\0"), IE_OK);
-    ck_assert_int_eq(PARSE("\1t\0" "0123456789abcdef"), IE_OK);
-    ck_assert_int_eq(PARSE("\1t\0" "0123456789abcdefg"), IE_ETOOBIG);
+    ck_assert_int_eq(PARSE("\1t\0"
+                           "0123456789abcdef"),
+                     IE_OK);
+    ck_assert_int_eq(PARSE("\1t\0"
+                           "0123456789abcdefg"),
+                     IE_ETOOBIG);
     ck_assert_int_eq(PARSE(""), IE_EINVAL);
     ck_assert_int_eq(PARSE("\0"), IE_EINVAL);
     ck_assert_int_eq(PARSE("\0\0"), IE_EINVAL);
@@ -162,24 +166,31 @@ START_TEST(a_faulty_record_is_refused)
     ck_assert_int_eq(PARSE("\1t\1\xff\xffk\0"), IE_EINVAL); /* far too long */
     ck_assert_int_eq(PARSE("\1t\1\0\0\0"), IE_EINVAL);      /* an empty key */
     ck_assert_int_eq(PARSE("\1t\1\0\1k\0"), IE_OK);
-    ck_assert_int_eq(PARSE("\1t\1\0\1k\1\0\1k\0"), IE_EINVAL);     /* twice */
-    ck_assert_int_eq(PARSE("\1t\1\0\1\0\0"), IE_EINVAL);           /* NUL */
-    ck_assert_int_eq(PARSE("\1t\1\0\1\n\0"), IE_EINVAL);           /* a control character */
-    ck_assert_int_eq(PARSE("\1t\1\0\2\xc2\x85\0"), IE_EINVAL);     /* one of the high ones */
-    ck_assert_int_eq(PARSE("\1t\1\0\1\xff\0"), IE_EINVAL);         /* not UTF-8 */
-    ck_assert_int_eq(PARSE("\1t\1\0\x0b" "0123456\xff" "890\0"), IE_EINVAL);
-    ck_assert_int_eq(PARSE("\1t\10\0\7" "1234567\0"), IE_EINVAL);  /* a short time */
-    ck_assert_int_eq(PARSE("\1t\10\0\10" "12345678\0"), IE_OK);
-    ck_assert_int_eq(PARSE("\1t\13\0\4\0n\0v\0"), IE_OK);          /* a header */
-    ck_assert_int_eq(PARSE("\1t\13\0\3\0n\0\0"), IE_OK);           /* an empty value */
-    ck_assert_int_eq(PARSE("\1t\13\0\3\0nv\0"), IE_EINVAL);        /* nothing ends its name */
-    ck_assert_int_eq(PARSE("\1t\13\0\3\0\0v\0"), IE_EINVAL);       /* no name */
-    ck_assert_int_eq(PARSE("\1t\13\0\4\3n\0v\0"), IE_EINVAL);      /* no type */
-    ck_assert_int_eq(PARSE("\1t\13\0\4\0N\0v\0"), IE_EINVAL);      /* no such letter */
-    ck_assert_int_eq(PARSE("\1t\13\0\7\0type\0v\0"), IE_EINVAL);   /* an attribute's name */
-    ck_assert_int_eq(PARSE("\1t\13\0\4\0n\0\n\0"), IE_EINVAL);     /* a line feed */
+    ck_assert_int_eq(PARSE("\1t\1\0\1k\1\0\1k\0"), IE_EINVAL); /* twice */
+    ck_assert_int_eq(PARSE("\1t\1\0\1\0\0"), IE_EINVAL);       /* NUL */
+    ck_assert_int_eq(PARSE("\1t\1\0\1\n\0"), IE_EINVAL);       /* a control character */
+    ck_assert_int_eq(PARSE("\1t\1\0\2\xc2\x85\0"), IE_EINVAL); /* one of the high ones */
+    ck_assert_int_eq(PARSE("\1t\1\0\1\xff\0"), IE_EINVAL);     /* not UTF-8 */
+    ck_assert_int_eq(PARSE("\1t\1\0\x0b"
+                           "0123456\xff"
+                           "890\0"),
+                     IE_EINVAL);
+    ck_assert_int_eq(PARSE("\1t\10\0\7"
+                           "1234567\0"),
+                     IE_EINVAL); /* a short time */
+    ck_assert_int_eq(PARSE("\1t\10\0\10"
+                           "12345678\0"),
+                     IE_OK);
+    ck_assert_int_eq(PARSE("\1t\13\0\4\0n\0v\0"), IE_OK);        /* a header */
+    ck_assert_int_eq(PARSE("\1t\13\0\3\0n\0\0"), IE_OK);         /* an empty value */
+    ck_assert_int_eq(PARSE("\1t\13\0\3\0nv\0"), IE_EINVAL);      /* nothing ends its name */
+    ck_assert_int_eq(PARSE("\1t\13\0\3\0\0v\0"), IE_EINVAL);     /* no name */
+    ck_assert_int_eq(PARSE("\1t\13\0\4\3n\0v\0"), IE_EINVAL);    /* no type */
+    ck_assert_int_eq(PARSE("\1t\13\0\4\0N\0v\0"), IE_EINVAL);    /* no such letter */
+    ck_assert_int_eq(PARSE("\1t\13\0\7\0type\0v\0"), IE_EINVAL); /* an attribute's name */
+    ck_assert_int_eq(PARSE("\1t\13\0\4\0n\0\n\0"), IE_EINVAL);   /* a line feed */
     ck_assert_int_eq(PARSE("\1t\13\0\4\0n\0v\13\0\4\0n\0v\0"), IE_EINVAL); /* twice */
-    ck_assert_int_eq(PARSE("\1t\x40\0\1v\0"), IE_ENOTSUP); /* not to be skipped */
+    ck_assert_int_eq(PARSE("\1t\x40\0\1v\0"), IE_ENOTSUP);                 /* not to be skipped */
     ck_assert_int_eq(PARSE("\1t\x80\0\1v\x80\0\1v\0"), IE_OK);
     for (int i = 0; i < 65; i++) { /* 64 headers pass, the 65th does not */
         const char name = (char)('a' + i % 26);
@@ -204,7 +215,8 @@ END_TEST
 
 START_TEST(a_header_of_a_frame_is_checked)
 {
-    unsigned char message[64] = "eb\x22\x10" "\1\2\3\4body";
+    unsigned char message[64] = "eb\x22\x10"
+                                "\1\2\3\4body";
     ie__frame     frame;
 
     ck_assert_int_eq(ie__frame_parse(&frame, message, 12, NULL), IE_OK);
@@ -302,8 +314,8 @@ END_TEST
 
 START_TEST(a_length_is_judged_before_anything_is_stored)
 {
-    static const uint64_t LENGTHS[] = {0, 7, 601, UINT64_C(1) << 31, (UINT64_C(1) << 32) - 1,
-                                       UINT64_C(1) << 63, UINT64_MAX};
+    static const uint64_t LENGTHS[] = {
+        0, 7, 601, UINT64_C(1) << 31, (UINT64_C(1) << 32) - 1, UINT64_C(1) << 63, UINT64_MAX};
 
     for (size_t i = 0; i < sizeof LENGTHS / sizeof *LENGTHS; i++) {
         ie__framer    framer = {.message_max = 600, .is_greeted = true};
