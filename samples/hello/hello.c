@@ -23,7 +23,6 @@ int main(void)
     sending.to = "memory:hello";                      /* or socket://127.0.0.1:9100, file:///... */
     IE(ie_memory_queue_open(&inbound, "memory:hello", "orders.>", 0, &err));
     IE(ie_worker_start(&worker, &sending, &err));     /* a thread with its own connection */
-
     event.data = "{\"item\":\"tea\"}", event.data_bytes = 14;
     SQL("BEGIN IMMEDIATE; INSERT INTO orders VALUES ('ada', 'tea')");
     IE(ie_publish(outbox, &event, NULL, &err));       /* one INSERT, nothing else */
