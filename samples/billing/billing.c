@@ -129,7 +129,8 @@ main(int argc, char **argv)
         status = ie_bus_client_open(&client, &options, &err);
     /* In a group an event goes to one of its members, and again to another if that one dies. */
     if (status == IE_OK)
-        status = ie_bus_client_subscribe(client, "orders.>", "billing", 0, receive, &self, NULL, &err);
+        status =
+            ie_bus_client_subscribe(client, "orders.>", "billing", 0, receive, &self, NULL, &err);
     if (status == IE_OK)
         status = ie_bus_client_wait_connected(client, 5000, &err);
     if (status == IE_OK)

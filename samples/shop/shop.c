@@ -1,5 +1,6 @@
 /*
- * A shop: reads orders, one JSON object per line, and stores each with its event in one transaction.
+ * A shop: reads orders, one JSON object per line, and stores each with its event in one
+ * transaction.
  *
  *     shop DB [FILE]        FILE "-" or none: standard input
  *
@@ -16,7 +17,7 @@
 #include <string.h>
 
 #define QUANTITY_MAX 1000
-#define TRIES_MAX 5
+#define TRIES_MAX    5
 
 static const char SCHEMA[] =
     "CREATE TABLE IF NOT EXISTS products (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL,"
@@ -25,7 +26,8 @@ static const char SCHEMA[] =
     " STRICT;"
     "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, customer TEXT NOT NULL,"
     " sku TEXT NOT NULL, quantity INTEGER NOT NULL, cents INTEGER NOT NULL) STRICT;"
-    "INSERT OR IGNORE INTO products VALUES ('tea-assam', 890, 1100), ('tea-darjeeling', 1450, 1100),"
+    "INSERT OR IGNORE INTO products VALUES ('tea-assam', 890, 1100), ('tea-darjeeling', 1450, "
+    "1100),"
     " ('tea-sencha', 1190, 1100), ('pot-iron', 5900, 1100), ('pot-glass', 2450, 1100),"
     " ('cup', 690, 1100), ('tin', 350, 1100), ('whisk', 1800, 1100);";
 
@@ -145,10 +147,10 @@ publish(const shop *self, const order *placed, sqlite3_int64 cents)
     ie_event  event = IE_EVENT_INIT;
     ie_error  err = IE_ERROR_INIT;
     ie_status status = IE_ENOMEM;
-    json_t   *data = json_pack("{s:s, s:s, s:s, s:I, s:I}", "order", placed->id, "customer",
-                               placed->customer, "sku", placed->sku, "quantity", placed->quantity,
-                               "cents", (json_int_t)cents);
-    char     *text = data != NULL ? json_dumps(data, JSON_COMPACT) : NULL;
+    json_t   *data =
+        json_pack("{s:s, s:s, s:s, s:I, s:I}", "order", placed->id, "customer", placed->customer,
+                  "sku", placed->sku, "quantity", placed->quantity, "cents", (json_int_t)cents);
+    char *text = data != NULL ? json_dumps(data, JSON_COMPACT) : NULL;
 
     if (text != NULL) {
         event.topic = "orders.placed";

@@ -10,9 +10,10 @@
 #include "support.h"
 
 #define ROW_BYTES_MAX 2048
-#define CELLS 5 /* name, unit, default, min, max; more may follow */
+#define CELLS         5 /* name, unit, default, min, max; more may follow */
 
-/* "| `batch_max` | events | 100 | ..." in place; false when the line is no row of the first table. */
+/* "| `batch_max` | events | 100 | ..." in place; false when the line is no row of the first table.
+ */
 static bool
 split_row(char *line, char *cells[CELLS])
 {
