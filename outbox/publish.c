@@ -96,6 +96,20 @@ check_source(const char *source, ie_error *err)
     return status == IE_OK ? IE_OK : ie_error_set(err, status, "open outbox: %s", why.message);
 }
 
+/* The first thing that newcomers meet when the worker and they write at the same moment. */
+static void
+advise_busy(const ie_outbox *outbox)
+{
+    int64_t busy_ms = 1;
+
+    if (ie__sql_int(&busy_ms, outbox->db, "PRAGMA busy_timeout", 1, NULL) == IE_OK && busy_ms == 0)
+        ie__log(
+            &outbox->logger, IE_LOG_INFO, "outbox",
+            "this connection has no busy timeout: unless it has a busy handler, a statement fails "
+            "with "
+            "\"database is locked\" while another connection commits; see sqlite3_busy_timeout()");
+}
+
 ie_status
 ie_outbox_open(ie_outbox **out, sqlite3 *db, const ie_outbox_options *options, ie_error *err)
 {
@@ -127,8 +141,10 @@ ie_outbox_open(ie_outbox **out, sqlite3 *db, const ie_outbox_options *options, i
                                                                  : ie_migrate_check(db, err);
     if (status == IE_OK)
         status = check_durability(outbox, own.allow_unsafe, err);
-    if (status == IE_OK)
+    if (status == IE_OK) {
         note_durability(outbox);
+        advise_busy(outbox);
+    }
     if (status == IE_OK)
         status = ie__sql_text(source, sizeof source, db,
                               "SELECT value FROM main.ie_meta WHERE name = 'source'", "/ie", err);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/vfs.h>
+#include <time.h>
 
 #include "core.h"
 
@@ -35,6 +36,30 @@ ie__database_local(const char *path, ie_error *err)
     return IE_OK;
 }
 
+/*
+ * Wait for the write lock on a connection of ours. SQLite's own handler sleeps up to 100 ms at a
+ * time, so beside a host that commits without end it hardly ever meets the gap between two
+ * transactions. Short random sleeps do, and cost little: the wait is rare and bounded.
+ */
+static int
+wait_for_lock(void *user, int count)
+{
+    static _Thread_local int64_t started_ns;
+    const int64_t                now_ns = ie__mono_ns();
+    const int64_t                limit_ms = (int64_t)(intptr_t)user;
+    const uint64_t               ceiling_us =
+        count < 20 ? 100 + 50 * (uint64_t)count : 1000 + 20 * (uint64_t)count;
+    struct timespec pause = {0};
+
+    if (count == 0)
+        started_ns = now_ns;
+    if (now_ns - started_ns >= limit_ms * 1000000)
+        return 0;
+    pause.tv_nsec = (long)(20 + ie__random_below(ceiling_us < 5000 ? ceiling_us : 5000)) * 1000;
+    (void)nanosleep(&pause, NULL);
+    return 1;
+}
+
 ie_status
 ie__database_manners(sqlite3 *db, uint32_t busy_ms_max, ie_error *err)
 {
@@ -42,7 +67,7 @@ ie__database_manners(sqlite3 *db, uint32_t busy_ms_max, ie_error *err)
     ie_status status;
 
     (void)sqlite3_extended_result_codes(db, 1);
-    (void)sqlite3_busy_timeout(db, (int)busy_ms_max);
+    (void)sqlite3_busy_handler(db, wait_for_lock, (void *)(intptr_t)busy_ms_max);
     (void)sqlite3_db_config(db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
     (void)sqlite3_db_config(db, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
     if (sqlite3_wal_autocheckpoint(db, 0) != SQLITE_OK)
