@@ -45,19 +45,28 @@ void ie__lane_step(ie__lane *lane, bool has_news, bool flush, ie__lane_news *new
 /* Take nothing new; true when nothing is in flight and everything is written down. */
 bool ie__lane_drain(ie__lane *lane);
 
-/* Give the lease back if it is held. */
-void ie__lane_release(ie__lane *lane);
+/* The file is not the one at its path any more: forget it all. */
+void ie__lane_evict(ie__lane *lane);
+
+/* What keeps it from publishing what is due, in words; IE_OK when nothing does. */
+ie_status ie__lane_hinder(const ie__lane *lane, ie_error *err);
 
 bool        ie__lane_has_lease(const ie__lane *lane);
-bool        ie__lane_breaker_is_open(const ie__lane *lane, char *reason, size_t size);
 const char *ie__lane_name(const ie__lane *lane);
 
-/* Waiting deliveries that have expired; one transaction of its own. */
-ie_status ie__lane_expire(ie__lane *lane, ie_error *err);
+/* Waiting deliveries that have expired; one transaction of its own. more: set when some are left.
+ */
+ie_status ie__lane_expire(ie__lane *lane, bool *more, ie_error *err);
 
 void ie__lane_stats(const ie__lane *lane, ie_destination_stats *stats); /* any thread */
 
-/* False: the publisher blocks; it and the lane are left behind. */
+/*
+ * Close the publisher, write down what it still said, give the lease back. False: the publisher
+ * blocks; it and the lane are left behind, the lease runs out by itself.
+ */
 bool ie__lane_close(ie__lane *lane, uint32_t wait_ms);
+
+/* After ie__lane_close() gave true. NULL is accepted. */
+void ie__lane_free(ie__lane *lane);
 
 #endif

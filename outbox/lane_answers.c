@@ -28,6 +28,20 @@ backoff_ms(const ie_worker_options *options, uint32_t attempts)
 
 /* ---- answers: any thread ---- */
 
+/* As much of the reason as is kept; without memory the verdict stands, without words. */
+static char *
+reason_copy(const char *reason)
+{
+    const size_t bytes = strnlen(reason, IE__REASON_BYTES_MAX);
+    char        *copy = ie__alloc(bytes + 1);
+
+    if (copy != NULL) {
+        memcpy(copy, reason, bytes);
+        copy[bytes] = '\0';
+    }
+    return copy;
+}
+
 void
 ie__lane_report(void *user, uint64_t ticket, ie_verdict verdict, const char *reason,
                 uint32_t delay_ms)
@@ -46,8 +60,8 @@ ie__lane_report(void *user, uint64_t ticket, ie_verdict verdict, const char *rea
 
         at->verdict = verdict;
         at->delay_ms = delay_ms;
-        if (verdict != IE_DELIVERED && reason != NULL)
-            at->reason = ie__strdup(reason); /* without memory the verdict stands, without words */
+        ie__free(at->reason); /* of the try before, in strict order */
+        at->reason = verdict != IE_DELIVERED && reason != NULL ? reason_copy(reason) : NULL;
         state_set(at, S_ANSWERED);
         lane->answered[lane->answered_count++] = index;
         must_wake = !lane->is_signalled && !pthread_equal(pthread_self(), lane->thread);
@@ -73,7 +87,9 @@ answer_retry(ie__lane *lane, uint32_t index)
     count_up(&lane->n_retried);
     at->attempts = attempts;
     if (attempts >= lane->options->attempts_max) {
-        ie__slot_finish(lane, index, O_DEAD, NULL);
+        ie__slot_finish(lane, index, O_DEAD,
+                        at->fixed_reason != NULL ? NULL
+                                                 : "refused attempts_max times without a reason");
         return;
     }
     delay_ms = backoff_ms(lane->options, attempts);
@@ -121,10 +137,8 @@ answer_take(ie__lane *lane, uint32_t index)
         count_up(&lane->n_unreachable);
         lane->unclaim = true;
         ie__breaker_open(lane, slot_reason(at));
-        ie__free(at->reason);
-        at->reason = NULL;
         if (at->is_retry)
-            ie__slot_finish(lane, index, O_UNCLAIMED, NULL);
+            ie__slot_finish(lane, index, O_UNCLAIMED, "the destination could not be reached");
         else
             state_set(at, S_READY); /* back in line; spends nothing */
         break;
@@ -141,12 +155,60 @@ ie__answers_collect(ie__lane *lane)
     memcpy(lane->scratch, lane->answered, count * sizeof lane->scratch[0]);
     lane->answered_count = 0;
     lane->is_signalled = false;
+    lane->thread = pthread_self();
     (void)pthread_mutex_unlock(&lane->lock);
+    if (count > 0)
+        lane->due_stalled = false;
     for (uint32_t i = 0; i < count; i++)
         answer_take(lane, lane->scratch[i]);
     if (lane->is_lost && lane->in_flight == 0)
         ie__lane_reset(lane);
     return count > 0;
+}
+
+/* Take what the publisher has out of its hands; gives how many, their slots in scratch. */
+static uint32_t
+sent_revoke(ie__lane *lane)
+{
+    uint32_t count = 0;
+
+    (void)pthread_mutex_lock(&lane->lock);
+    for (uint32_t i = 0; i < lane->total; i++)
+        if (state_of(&lane->slots[i]) == S_SENT) {
+            lane->slots[i].generation++; /* late answers count as strays from here on */
+            state_set(&lane->slots[i], S_ANSWERED);
+            lane->scratch[count++] = i;
+        }
+    (void)pthread_mutex_unlock(&lane->lock);
+    lane->in_flight -= count;
+    return count;
+}
+
+/* The publisher is closed: what it did not answer goes back in line. */
+void
+ie__answers_revoke(ie__lane *lane, int64_t late_before_ms)
+{
+    uint32_t count;
+
+    (void)ie__answers_collect(lane);
+    count = sent_revoke(lane);
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t index = lane->scratch[i];
+        slot          *at = &lane->slots[index];
+
+        if (lane->is_lost) {
+            state_set(at, S_FINAL);
+        } else if (at->sent_at_ms <= late_before_ms) {
+            at->fixed_reason = "the publisher gave no answer in time (publish_timeout_ms)";
+            answer_retry(lane, index);
+        } else if (at->is_retry) {
+            ie__slot_finish(lane, index, O_UNCLAIMED, "handed back without an answer");
+        } else {
+            ie__ready_push(lane, index);
+        }
+    }
+    if (lane->is_lost && lane->in_flight == 0)
+        ie__lane_reset(lane);
 }
 
 /*
@@ -159,8 +221,6 @@ ie__timeouts_check(ie__lane *lane)
     const int64_t now = now_boot(lane);
     const int64_t limit_ms = lane->options->publish_timeout_ms;
     bool          has_late = false;
-    ie_status     status = IE_OK;
-    ie_error      error = IE_ERROR_INIT;
 
     if (lane->in_flight == 0 || now < lane->timeout_check_ms)
         return;
@@ -170,36 +230,14 @@ ie__timeouts_check(ie__lane *lane)
             state_of(&lane->slots[i]) == S_SENT && now - lane->slots[i].sent_at_ms >= limit_ms;
     if (!has_late)
         return;
-    if (!ie__runner_reopen(lane->runner, &status, &error)) {
-        if (!lane->blocked_noted)
-            ie__log(&lane->options->logger, IE_LOG_ERROR, "worker",
-                    "%s: the publisher has blocked for more than %lld ms", lane->name,
-                    (long long)limit_ms);
-        lane->blocked_noted = true;
+    if (ie__runner_shut(lane->runner)) {
+        lane->blocked_noted = false;
+        ie__answers_revoke(lane, now - limit_ms);
         return;
     }
-    lane->blocked_noted = false;
-    (void)ie__answers_collect(lane);
-    for (uint32_t i = 0; i < lane->total; i++) {
-        slot *at = &lane->slots[i];
-
-        if (state_of(at) != S_SENT)
-            continue;
-        lane->in_flight--;
-        at->generation++; /* late answers count as strays from here on */
-        if (lane->is_lost) {
-            state_set(at, S_FINAL);
-        } else if (now - at->sent_at_ms >= limit_ms) {
-            at->fixed_reason = "the publisher gave no answer in time (publish_timeout_ms)";
-            answer_retry(lane, i);
-        } else if (at->is_retry) {
-            ie__slot_finish(lane, i, O_UNCLAIMED, NULL);
-        } else {
-            ie__ready_push(lane, i);
-        }
-    }
-    if (lane->is_lost && lane->in_flight == 0)
-        ie__lane_reset(lane);
-    if (status != IE_OK)
-        ie__breaker_open(lane, error.message);
+    if (!lane->blocked_noted)
+        ie__log(&lane->options->logger, IE_LOG_ERROR, "worker",
+                "%s: the publisher has blocked for more than %lld ms", lane->name,
+                (long long)limit_ms);
+    lane->blocked_noted = true;
 }

@@ -6,6 +6,13 @@
 
 /* ---- the lease ---- */
 
+static void
+breaker_set(ie__lane *lane, ie_breaker breaker)
+{
+    lane->breaker = breaker;
+    atomic_store(&lane->a_breaker, (int)breaker);
+}
+
 void
 ie__lane_reset(ie__lane *lane)
 {
@@ -26,6 +33,9 @@ ie__lane_reset(ie__lane *lane)
     lane->strict_until_ms = 0;
     lane->bury_next = false;
     lane->is_lost = false;
+    lane->due_stalled = false;
+    lane->wants_solo = false;
+    lane->solo = NONE;
 }
 
 /* Forget everything that is not stored, and begin again from what is. */
@@ -95,7 +105,9 @@ ie__lane_take(ie__lane *lane, ie_error *err)
     lane->bury_next = lane->cursor.must_bury;
     lane->is_at_end = false;
     lane->next_due_ms = 0;
-    lane->breaker = IE_BREAKER_CLOSED;
+    lane->due_asked_ms = 0;
+    lane->is_set_back = true; /* nobody knows what the clock did meanwhile */
+    breaker_set(lane, IE_BREAKER_CLOSED);
     lane->limit = lane->window;
     memset(lane->held, 0, sizeof lane->held);
     atomic_store(&lane->a_lease, true);
@@ -108,20 +120,13 @@ ie__lane_take(ie__lane *lane, ie_error *err)
             lane->cursor.suspect_window != 0 ? "; the last worker died, so carefully at first"
                                              : "");
     if (status != IE_OK) {
-        lane->has_lease = false;
+        ie__lane_drop(lane);
         lane->take_at_ms = now + TROUBLE_PAUSE_MS;
     }
     return status;
 }
 
 /* ---- the breaker ---- */
-
-static void
-breaker_set(ie__lane *lane, ie_breaker breaker)
-{
-    lane->breaker = breaker;
-    atomic_store(&lane->a_breaker, (int)breaker);
-}
 
 void
 ie__breaker_open(ie__lane *lane, const char *reason)
@@ -174,6 +179,9 @@ ie__breaker_try(ie__lane *lane)
 {
     breaker_set(lane, IE_BREAKER_TRYING);
     lane->ready_first = lane->ready_count = 0;
+    for (uint32_t i = lane->window; i < lane->total; i++)
+        if (state_of(&lane->slots[i]) == S_READY)
+            ie__ready_push(lane, i);
     for (uint64_t seq = lane->head; seq < lane->tail; seq++)
         if (state_of(&lane->slots[seq % lane->window]) == S_READY)
             ie__ready_push(lane, (uint32_t)(seq % lane->window));

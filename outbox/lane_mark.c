@@ -103,6 +103,13 @@ mark_tell(ie__lane *lane, const slot *at)
     }
 }
 
+/* In strict order, the first event that is not decided has failed: its row keeps its attempts. */
+static bool
+strict_head_failed(const ie__lane *lane, uint64_t end)
+{
+    return lane->strict_put && end < lane->tail && lane->slots[end % lane->window].attempts > 0;
+}
+
 /* The rows of one mark, inside its transaction: first what is new, then what makes room. */
 static ie_status
 mark_rows(ie__lane *lane, uint64_t end, ie_error *err)
@@ -115,9 +122,9 @@ mark_rows(ie__lane *lane, uint64_t end, ie_error *err)
         if (at->outcome > O_SKIPPED || lane->strict_has_row)
             status = mark_slot(lane, at, err);
     }
-    if (status == IE_OK && lane->strict_put && end == lane->head && lane->tail > lane->head)
-        status = mark_put(lane, &lane->slots[lane->head % lane->window], IE_STATE_RETRYING,
-                          lane->slots[lane->head % lane->window].due_at_ms, err);
+    if (status == IE_OK && strict_head_failed(lane, end))
+        status = mark_put(lane, &lane->slots[end % lane->window], IE_STATE_RETRYING,
+                          lane->slots[end % lane->window].due_at_ms, err);
     for (uint32_t i = lane->window; status == IE_OK && lane->retries_done > 0 && i < lane->total;
          i++)
         if (state_of(&lane->slots[i]) == S_FINAL)
@@ -126,10 +133,8 @@ mark_rows(ie__lane *lane, uint64_t end, ie_error *err)
 }
 
 static void
-mark_done(ie__lane *lane, uint64_t end, int64_t position)
+mark_done(ie__lane *lane, uint64_t end, int64_t position, int64_t now)
 {
-    const int64_t now = now_boot(lane);
-
     if (position > lane->cursor.position || lane->unclaim)
         lane->cursor.claims = lane->cursor.crashes = 0;
     lane->cursor.position = position;
@@ -141,11 +146,12 @@ mark_done(ie__lane *lane, uint64_t end, int64_t position)
     lane->unmarked_since_ms = 0;
     lane->unclaim = false;
     lane->note_breaker = false;
-    if (lane->strict_put && end == lane->head)
-        lane->strict_has_row = true;
-    lane->strict_put = false;
+    lane->due_stalled = false;
     if (end > lane->head)
         lane->strict_has_row = false;
+    if (strict_head_failed(lane, end))
+        lane->strict_has_row = true;
+    lane->strict_put = false;
     for (; lane->head < end; lane->head++) {
         const uint32_t index = (uint32_t)(lane->head % lane->window);
 
@@ -182,10 +188,18 @@ ie__lane_decided_end(ie__lane *lane)
     return end;
 }
 
+void
+ie__lane_pause(ie__lane *lane, ie_status status)
+{
+    lane->pause_until_ms = now_boot(lane) + (status == IE_EBUSY ? BUSY_PAUSE_MS : TROUBLE_PAUSE_MS);
+}
+
 /* One write transaction for all that is known; also renews the lease. */
 ie_status
 ie__lane_mark(ie__lane *lane, ie_error *err)
 {
+    const int64_t now =
+        now_boot(lane); /* before writing: a lease never lasts longer than its row says */
     const uint64_t end = ie__lane_decided_end(lane);
     const int64_t  position = end > lane->head ? lane->slots[(end - 1) % lane->window].position
                               : lane->tail == lane->head ? lane->read_position
@@ -210,12 +224,11 @@ ie__lane_mark(ie__lane *lane, ie_error *err)
     }
     if (status == IE_OK) {
         lane->pause_until_ms = 0;
-        mark_done(lane, end, position);
+        mark_done(lane, end, position, now);
     } else if (status == IE_ELEASE) {
         ie__lane_lose(lane);
     } else {
-        lane->pause_until_ms =
-            now_boot(lane) + (status == IE_EBUSY ? BUSY_PAUSE_MS : TROUBLE_PAUSE_MS);
+        ie__lane_pause(lane, status);
     }
     return status;
 }
@@ -240,15 +253,6 @@ ie__lane_must_mark(ie__lane *lane, bool flush)
 }
 
 /* ---- expiry of what waits ---- */
-
-static bool
-is_in_retry_slot(const ie__lane *lane, int64_t position)
-{
-    for (uint32_t i = lane->window; i < lane->total; i++)
-        if (state_of(&lane->slots[i]) != S_FREE && lane->slots[i].position == position)
-            return true;
-    return false;
-}
 
 /* One waiting delivery whose time is over. Inside a transaction. */
 static ie_status
@@ -277,8 +281,27 @@ expire_one(ie__lane *lane, ie__batch *batch, int64_t position, ie_error *err)
     return status;
 }
 
+/* Those of the positions that only wait. Inside a transaction. */
+static ie_status
+expire_waiting(ie__lane *lane, ie__batch *batch, const int64_t *positions, size_t count,
+               uint64_t *expired, ie_error *err)
+{
+    ie_status status = IE_OK;
+
+    for (size_t i = 0; status == IE_OK && i < count; i++) {
+        /* In flight, or the head in strict order: looked at before it is sent again. */
+        if (positions[i] > lane->cursor.position || ie__in_retry_slot(lane, positions[i]))
+            continue;
+        if (batch->bytes >= lane->options->window_bytes_max)
+            break;
+        status = expire_one(lane, batch, positions[i], err);
+        *expired += 1;
+    }
+    return status;
+}
+
 ie_status
-ie__lane_expire(ie__lane *lane, ie_error *err)
+ie__lane_expire(ie__lane *lane, bool *more, ie_error *err)
 {
     enum { EXPIRE_MAX = 128 };
     int64_t    positions[EXPIRE_MAX];
@@ -299,17 +322,15 @@ ie__lane_expire(ie__lane *lane, ie_error *err)
     if (status == IE_OK) {
         status = ie__cursor_advance(lane->shared.cursors, &lane->cursor, lane->cursor.position,
                                     reserve(lane), lane->options->lease_ms, false, err);
-        for (size_t i = 0; status == IE_OK && i < count; i++)
-            if (!is_in_retry_slot(lane, positions[i])) {
-                status = expire_one(lane, batch, positions[i], err);
-                expired++;
-            }
+        if (status == IE_OK)
+            status = expire_waiting(lane, batch, positions, count, &expired, err);
         if (status == IE_OK)
             status = ie__sql_commit(lane->shared.db, err);
         else
             ie__sql_rollback(lane->shared.db);
     }
     if (status == IE_OK) {
+        *more = *more || (expired > 0 && (expired < count || count == EXPIRE_MAX));
         atomic_fetch_add(&lane->n_expired, expired);
         for (size_t i = 0; i < batch->count; i++)
             lane->options->on_expired(lane->options->user, lane->name, &batch->rows[i].event);

@@ -143,8 +143,14 @@ struct ie__lane {
     bool     unclaim;
     int64_t  pause_until_ms; /* storage trouble: nothing new before */
     int64_t  next_due_ms;    /* wall */
+    int64_t  due_asked_ms;   /* wall: when it was asked for; a clock that goes back shows here */
+    bool     is_set_back;    /* the wall clock went back: retries that lie too far ahead are due */
+    bool     due_stalled;    /* more is due than can be taken before something is answered */
+    bool     wants_solo;     /* a suspect delivery is due: hand out nothing until it can go alone */
+    uint32_t solo;           /* slot of the suspect delivery that goes alone, or NONE */
     int64_t  timeout_check_ms;
     bool     blocked_noted;
+    ie_error trouble; /* what keeps it from working; IE_OK: nothing */
 
     atomic_uint_fast64_t n_published, n_retried, n_dead, n_expired, n_scheduled, n_skipped,
         n_unreachable, n_stray, n_lost, n_marks, n_in_flight, n_bytes;
@@ -216,6 +222,7 @@ bool       ie__holds_its_key(outcome what);
 void       ie__slot_finish(ie__lane *lane, uint32_t index, outcome what, const char *fixed_reason);
 void       ie__slot_free(ie__lane *lane, uint32_t index);
 slot      *ie__slot_fill(ie__lane *lane, uint32_t index, ie__batch *batch, bool is_retry);
+void       ie__slot_undo(ie__lane *lane, uint32_t index);
 
 /* ---- the lease and the breaker (lane_lease.c) ---- */
 void      ie__lane_reset(ie__lane *lane);
@@ -230,15 +237,21 @@ void      ie__breaker_try(ie__lane *lane);
 void ie__lane_report(void *user, uint64_t ticket, ie_verdict verdict, const char *reason,
                      uint32_t delay_ms);
 bool ie__answers_collect(ie__lane *lane);
+void ie__answers_revoke(ie__lane *lane, int64_t late_before_ms);
 void ie__timeouts_check(ie__lane *lane);
 
 /* ---- reading (lane_read.c) ---- */
 ie_status ie__lane_read(ie__lane *lane, ie_error *err);
 ie_status ie__lane_retry_due(ie__lane *lane, ie_error *err);
+/* May a due delivery be taken now, as far as the destination and the slots go? */
+bool ie__lane_takes_due(const ie__lane *lane);
 
 /* ---- writing down (lane_mark.c) ---- */
 uint64_t  ie__lane_decided_end(ie__lane *lane);
 ie_status ie__lane_mark(ie__lane *lane, ie_error *err);
 bool      ie__lane_must_mark(ie__lane *lane, bool flush);
+/* Something failed that belongs to storage: nothing more before a pause. */
+void ie__lane_pause(ie__lane *lane, ie_status status);
+bool ie__in_retry_slot(const ie__lane *lane, int64_t position);
 
 #endif

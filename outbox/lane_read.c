@@ -38,7 +38,9 @@ slot_line_up(ie__lane *lane, uint32_t index, ie_error *err)
     if (status != IE_OK)
         return status;
     before = ie__chain_append(lane, index);
-    if (before != NONE && state_of(&lane->slots[before]) != S_FINAL)
+    /* Held in the table goes first: between the one in flight and this one others may be blocked.
+     */
+    if (!is_held && before != NONE && state_of(&lane->slots[before]) != S_FINAL)
         state_set(at, S_WAITING);
     else if (is_held || (before != NONE && ie__holds_its_key(lane->slots[before].outcome) &&
                          lane->slots[before].position < at->position))
@@ -124,11 +126,22 @@ read_gap(ie__lane *lane, int64_t until, ie_error *err)
 {
     char      sql[128];
     int64_t   next = 0;
+    int64_t   newest = 0;
     ie_status status;
 
     (void)snprintf(sql, sizeof sql, "SELECT min(position) FROM main.ie_event WHERE position > %lld",
                    (long long)until);
     status = ie__sql_int(&next, lane->shared.db, sql, 0, err);
+    if (status == IE_OK && next == 0)
+        status = ie__sql_int(&newest, lane->shared.db, "SELECT max(position) FROM main.ie_event", 0,
+                             err);
+    if (status == IE_OK && next == 0 && newest < lane->cursor.position) {
+        ie__lane_drop(lane); /* taking it again says the same until somebody mends it */
+        return ie_error_set(err, IE_ECURSOR,
+                            "cursor %s stands at position %lld, beyond the newest event %lld: the "
+                            "file was restored or changed under the running worker",
+                            lane->name, (long long)lane->cursor.position, (long long)newest);
+    }
     if (status != IE_OK || next == 0) {
         lane->is_at_end = status == IE_OK;
         return status;
@@ -169,14 +182,19 @@ ie__lane_read(ie__lane *lane, ie_error *err)
 
             batch->count = i + 1; /* slot_fill takes the newest row */
             slot *at = ie__slot_fill(lane, index, batch, false);
-            lane->tail++;
-            lane->read_position = at->position;
-            if (lane->destination->order == IE_ORDER_STRICT && lane->tail - lane->head == 1)
+            if (lane->destination->order == IE_ORDER_STRICT && lane->tail == lane->head)
                 status = strict_resume(lane, at, err);
             if (status == IE_OK)
                 status = slot_admit(lane, index, &batch->rows[i], wall_ms, err);
+            if (status == IE_OK) {
+                lane->tail++;
+                lane->read_position = at->position;
+            } else {
+                ie__slot_undo(lane, index); /* read again, with those behind it */
+            }
         }
-        batch->count = end;
+        if (status != IE_OK)
+            return status;
         taken += end - first;
         if (end - first < want)
             break;
@@ -197,61 +215,153 @@ retry_slot_free(const ie__lane *lane)
     return NONE;
 }
 
+bool
+ie__in_retry_slot(const ie__lane *lane, int64_t position)
+{
+    for (uint32_t i = lane->window; i < lane->total; i++)
+        if (state_of(&lane->slots[i]) != S_FREE && lane->slots[i].position == position)
+            return true;
+    return false;
+}
+
+/* Its event is gone: somebody removed it by hand. Those behind it go on. */
+static ie_status
+due_forget(ie__lane *lane, const ie__delivery *row, ie_error *err)
+{
+    bool      released;
+    ie_status status = ie__delivery_remove(lane->deliveries, row->position, err);
+
+    if (status == IE_OK && row->key != NULL && lane->destination->order == IE_ORDER_KEY)
+        status = ie__delivery_release_key(lane->deliveries, row->key, &released, err);
+    return status;
+}
+
+/* What the row says may make it wait some more: gives false, and the row is written. */
+static ie_status
+due_may_go(ie__lane *lane, ie__delivery *row, bool *may_go, ie_error *err)
+{
+    bool      is_held = false;
+    ie_status status = IE_OK;
+
+    *may_go = false;
+    if (ie__in_retry_slot(lane, row->position)) {
+        /* In flight, and only the clock has jumped: it counts as claimed for longer. */
+        row->due_at_ms = now_wall(lane) + lane->options->publish_timeout_ms;
+        row->since_ms = now_wall(lane);
+        return ie__delivery_put(lane->deliveries, row, err);
+    }
+    if (lane->destination->order == IE_ORDER_KEY && row->key != NULL)
+        status = ie__delivery_key_held(lane->deliveries, row->key, row->position, &is_held, err);
+    if (status == IE_OK && is_held) {
+        row->state = IE_STATE_BLOCKED;
+        row->due_at_ms = 0;
+        row->reason = "waits behind an event of its key";
+        return ie__delivery_put(lane->deliveries, row, err);
+    }
+    *may_go = status == IE_OK;
+    return status;
+}
+
+/* The newest row of the batch takes a retry slot. */
+static ie_status
+due_admit(ie__lane *lane, uint32_t index, ie__batch *batch, const ie__delivery *row, ie_error *err)
+{
+    slot     *at = ie__slot_fill(lane, index, batch, true);
+    ie_status status = IE_OK;
+
+    at->attempts = row->attempts;
+    at->claims = row->claims;
+    if (row->claims >= lane->options->claims_max) {
+        ie__slot_finish(lane, index, O_DEAD,
+                        "the worker died each time that it handed this event out (claims_max)");
+    } else {
+        status = ie__delivery_claim(lane->deliveries, row->position,
+                                    now_wall(lane) + lane->options->publish_timeout_ms, err);
+        if (status == IE_OK)
+            status = slot_admit(lane, index, &batch->rows[batch->count - 1], now_wall(lane), err);
+        if (status != IE_OK) {
+            ie__slot_undo(lane, index);
+            return status;
+        }
+        if (row->claims >= 2 && state_of(at) == S_READY)
+            lane->solo = index;
+    }
+    lane->retries++;
+    return IE_OK;
+}
+
 /* One due delivery becomes a slot, or what else its row says. Inside a transaction. */
 static ie_status
-due_take(ie__lane *lane, int64_t position, bool is_alone, bool *is_taken, ie_error *err)
+due_take(ie__lane *lane, int64_t position, ie_error *err)
 {
     const uint32_t index = retry_slot_free(lane);
     ie__batch     *batch = ie__lane_batch(lane);
     size_t         bytes;
-    bool           is_held = false;
+    bool           may_go = false;
     ie__delivery   row;
+    ie_error       gone = IE_ERROR_INIT;
     ie_status      status;
-    slot          *at;
 
     if (index == NONE || batch == NULL)
         return batch == NULL ? ie_error_set(err, IE_ENOMEM, "retry: out of memory") : IE_OK;
-    bytes = batch->bytes;
-    status = ie__delivery_get(lane->deliveries, position, &row, err);
+    status = ie__delivery_get(lane->deliveries, position, &row, &gone);
+    if (status == IE_ENOTFOUND)
+        return IE_OK; /* somebody was quicker than our transaction */
     if (status != IE_OK)
-        return status;
-    if (row.claims >= 2 && !is_alone)
-        return IE_OK; /* it may be what kills workers: it goes alone, or it would take others along
-                       */
-    if (lane->destination->order == IE_ORDER_KEY && row.key != NULL) {
-        status = ie__delivery_key_held(lane->deliveries, row.key, position, &is_held, err);
-        if (status == IE_OK && is_held) {
-            row.state = IE_STATE_BLOCKED;
-            row.due_at_ms = 0;
-            row.reason = "waits behind an event of its key";
-            return ie__delivery_put(lane->deliveries, &row, err);
-        }
-    }
-    if (status == IE_OK) {
-        ie_error gone = IE_ERROR_INIT;
-
-        status = ie__reader_at(lane->shared.reader, batch, position, &gone);
-        if (status == IE_ENOTFOUND)
-            return ie__delivery_remove(lane->deliveries, position, err);
-        if (status != IE_OK)
-            return ie_error_set(err, status, "%s", gone.message);
-    }
-    lane->window_bytes += batch->bytes - bytes;
-    at = ie__slot_fill(lane, index, batch, true);
-    at->attempts = row.attempts;
-    at->claims = row.claims;
-    lane->retries++;
-    *is_taken = true;
-    if (row.claims >= lane->options->claims_max) {
-        ie__slot_finish(lane, index, O_DEAD,
-                        "the worker died each time that it handed this event out (claims_max)");
+        return ie_error_set(err, status, "%s", gone.message);
+    if (row.claims >= 2 && (lane->in_flight > 0 || lane->retries > 0)) {
+        /* It may be what kills workers: it goes alone, or it would take others along. */
+        lane->wants_solo = lane->due_stalled = true;
         return IE_OK;
     }
-    status = ie__delivery_claim(lane->deliveries, position,
-                                now_wall(lane) + lane->options->publish_timeout_ms, err);
-    if (status != IE_OK)
+    status = due_may_go(lane, &row, &may_go, err);
+    if (status != IE_OK || !may_go)
         return status;
-    return slot_admit(lane, index, &batch->rows[batch->count - 1], now_wall(lane), err);
+    bytes = batch->bytes;
+    status = ie__reader_at(lane->shared.reader, batch, position, &gone);
+    if (status == IE_ENOTFOUND)
+        return due_forget(lane, &row, err);
+    if (status != IE_OK)
+        return ie_error_set(err, status, "%s", gone.message);
+    lane->window_bytes += batch->bytes - bytes;
+    return due_admit(lane, index, batch, &row, err);
+}
+
+/* Inside a transaction. */
+static ie_status
+due_take_all(ie__lane *lane, const int64_t *positions, size_t count, ie_error *err)
+{
+    ie_status status = IE_OK;
+
+    lane->wants_solo = false;
+    for (size_t i = 0; status == IE_OK && i < count; i++) {
+        if (lane->window_bytes >= lane->options->window_bytes_max && lane->retries > 0) {
+            lane->due_stalled = true; /* memory first */
+            break;
+        }
+        if (lane->destination->order == IE_ORDER_STRICT && positions[i] > lane->cursor.position) {
+            lane->due_stalled = true; /* the window's own head, which has its own clock */
+            continue;
+        }
+        status = due_take(lane, positions[i], err);
+        if (lane->solo != NONE || lane->wants_solo)
+            break;
+    }
+    return status;
+}
+
+bool
+ie__lane_takes_due(const ie__lane *lane)
+{
+    const bool is_quiet = lane->in_flight == 0 && lane->retries == 0;
+
+    if (lane->retries == lane->total - lane->window || lane->solo != NONE ||
+        (lane->due_stalled && !is_quiet))
+        return false;
+    /* A destination that may be away is tried with one event; a due delivery may be all there is.
+     */
+    return lane->breaker == IE_BREAKER_CLOSED ||
+           (lane->breaker == IE_BREAKER_TRYING && is_quiet && lane->ready_count == 0);
 }
 
 ie_status
@@ -263,29 +373,23 @@ ie__lane_retry_due(ie__lane *lane, ie_error *err)
     size_t        room = lane->total - lane->window - lane->retries;
     ie_status     status;
 
-    if (room == 0 || lane->breaker != IE_BREAKER_CLOSED ||
-        (wall_ms < lane->next_due_ms &&
-         lane->next_due_ms <= wall_ms + lane->options->retry_delay_max_ms))
+    if (wall_ms < lane->due_asked_ms)
+        lane->is_set_back = true;
+    if (!ie__lane_takes_due(lane) || (wall_ms < lane->next_due_ms && !lane->is_set_back))
         return IE_OK;
-    if (room > lane->options->batch_max)
-        room = lane->options->batch_max;
-    status = ie__delivery_due(lane->deliveries, wall_ms, lane->options->retry_delay_max_ms,
+    if (lane->breaker == IE_BREAKER_TRYING)
+        room = 1;
+    lane->due_asked_ms = wall_ms;
+    status = ie__delivery_due(lane->deliveries, wall_ms, lane->is_set_back ? 0 : INT64_MAX / 2,
                               positions, room, &count, err);
+    lane->due_stalled = false;
+    if (status == IE_OK && count < room)
+        lane->is_set_back = false;
     if (status == IE_OK && count > 0) {
         status = ie__sql_begin(lane->shared.db, err);
         if (status != IE_OK)
             return status;
-        for (size_t i = 0; status == IE_OK && i < count; i++) {
-            bool       is_taken = false;
-            const bool is_alone =
-                lane->in_flight == 0 && lane->retries == 0 && lane->ready_count == 0;
-
-            if (lane->destination->order == IE_ORDER_STRICT && positions[i] > lane->cursor.position)
-                continue; /* the window's own head */
-            status = due_take(lane, positions[i], is_alone, &is_taken, err);
-            if (is_taken && is_alone && lane->slots[lane->window].claims >= 2)
-                break;
-        }
+        status = due_take_all(lane, positions, count, err);
         if (status == IE_OK)
             status = ie__sql_commit(lane->shared.db, err);
         else

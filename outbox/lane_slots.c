@@ -171,6 +171,8 @@ ie__slot_free(ie__lane *lane, uint32_t index)
     ie__batch *batch = at->batch;
 
     chain_leave(lane, index);
+    if (index == lane->solo)
+        lane->solo = NONE;
     ie__free(at->reason);
     at->reason = NULL;
     at->fixed_reason = NULL;
@@ -187,16 +189,37 @@ ie__slot_fill(ie__lane *lane, uint32_t index, ie__batch *batch, bool is_retry)
 {
     slot           *at = &lane->slots[index];
     const ie_event *event = &batch->rows[batch->count - 1].event;
-    const uint32_t  generation = at->generation;
 
-    memset(at, 0, sizeof *at);
-    at->generation = generation;
+    /* State and generation stay: answers for a ticket that is over may look at them meanwhile. */
     at->event = event;
     at->batch = batch;
     at->position = event->position;
-    at->is_retry = is_retry;
+    at->hash = 0;
     at->next = NONE;
     at->link = NONE;
+    at->outcome = O_PUBLISHED;
+    at->verdict = IE_DELIVERED;
+    at->is_retry = is_retry;
+    at->is_last = false;
+    at->attempts = 0;
+    at->claims = 0;
+    at->delay_ms = 0;
+    at->due_at_ms = 0;
+    at->sent_at_ms = 0;
+    at->fixed_reason = NULL;
+    at->reason = NULL;
     batch->unanswered++;
     return at;
+}
+
+/* As if it had never been filled; for the slot that was filled last and got no state yet. */
+void
+ie__slot_undo(ie__lane *lane, uint32_t index)
+{
+    slot *at = &lane->slots[index];
+
+    at->batch->unanswered--;
+    at->batch->count--;
+    at->batch = NULL;
+    at->event = NULL;
 }

@@ -34,7 +34,7 @@ struct ie__runner {
     size_t          job_count;
     bool            is_busy; /* inside publish() */
     bool            is_done; /* the thread has ended */
-    enum { RUN, REOPEN, QUIT } wanted;
+    enum { RUN, OPEN, SHUT, QUIT } wanted;
     ie_status status; /* of the last open */
     ie_error  error;
 };
@@ -64,6 +64,8 @@ publisher_close(ie__runner *runner)
 static void
 publisher_publish(ie__runner *runner, const ie_outgoing *events, size_t count)
 {
+    if (!runner->is_open)
+        publisher_open(runner); /* it was shut, or could not be opened before */
     if (!runner->is_open) {
         for (size_t i = 0; i < count; i++)
             ie_report(runner->env, events[i].ticket, IE_UNREACHABLE, runner->error.message);
@@ -81,14 +83,19 @@ runner_main(void *argument)
 
     (void)pthread_mutex_lock(&runner->lock);
     while (runner->wanted != QUIT) {
-        if (runner->wanted == REOPEN) {
+        if (runner->wanted != RUN) {
+            const bool must_open = runner->wanted == OPEN;
+
             runner->is_busy = true;
             (void)pthread_mutex_unlock(&runner->lock);
-            publisher_close(runner);
-            publisher_open(runner);
+            if (must_open)
+                publisher_open(runner);
+            else
+                publisher_close(runner);
             (void)pthread_mutex_lock(&runner->lock);
             runner->is_busy = false;
-            runner->wanted = RUN;
+            if (runner->wanted != QUIT)
+                runner->wanted = RUN;
             (void)pthread_cond_broadcast(&runner->changed);
         } else if (runner->job_count > 0) {
             const job now = runner->jobs[0];
@@ -131,7 +138,7 @@ runner_thread(ie__runner *runner, ie_error *err)
     (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     (void)pthread_cond_init(&runner->changed, &attr);
     (void)pthread_condattr_destroy(&attr);
-    runner->wanted = REOPEN; /* its first duty: open */
+    runner->wanted = OPEN; /* its first duty */
     /* The host's signals are the host's: none is delivered to a thread of ours. */
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -144,7 +151,7 @@ runner_thread(ie__runner *runner, ie_error *err)
     }
     runner->has_thread = true;
     (void)pthread_mutex_lock(&runner->lock);
-    while (runner->wanted == REOPEN)
+    while (runner->wanted == OPEN)
         (void)pthread_cond_wait(&runner->changed, &runner->lock);
     (void)pthread_mutex_unlock(&runner->lock);
     return IE_OK;
@@ -226,33 +233,27 @@ ie__runner_publish(ie__runner *runner, const ie_outgoing *events, size_t count)
 }
 
 bool
-ie__runner_reopen(ie__runner *runner, ie_status *status, ie_error *err)
+ie__runner_shut(ie__runner *runner)
 {
+    bool is_busy = false;
+
     if (!runner->has_thread) {
         publisher_close(runner);
-        publisher_open(runner);
-    } else {
-        bool is_busy;
-
-        (void)pthread_mutex_lock(&runner->lock);
-        is_busy = runner->is_busy;
-        if (!is_busy) {
-            for (size_t i = 0; i < runner->job_count; i++)
-                ie__free(runner->jobs[i].events); /* the caller sends those events again */
-            runner->job_count = 0;
-            runner->wanted = REOPEN;
-            (void)pthread_cond_broadcast(&runner->changed);
-            while (runner->wanted == REOPEN)
-                (void)pthread_cond_wait(&runner->changed, &runner->lock);
-        }
-        (void)pthread_mutex_unlock(&runner->lock);
-        if (is_busy)
-            return false;
+        return true;
     }
-    *status = runner->status;
-    if (runner->status != IE_OK)
-        (void)ie_error_set(err, runner->status, "%s", runner->error.message);
-    return true;
+    (void)pthread_mutex_lock(&runner->lock);
+    is_busy = runner->is_busy;
+    if (!is_busy) {
+        for (size_t i = 0; i < runner->job_count; i++)
+            ie__free(runner->jobs[i].events); /* the caller sends those events again */
+        runner->job_count = 0;
+        runner->wanted = SHUT;
+        (void)pthread_cond_broadcast(&runner->changed);
+        while (runner->wanted == SHUT)
+            (void)pthread_cond_wait(&runner->changed, &runner->lock);
+    }
+    (void)pthread_mutex_unlock(&runner->lock);
+    return !is_busy;
 }
 
 bool

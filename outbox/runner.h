@@ -23,9 +23,10 @@ bool ie__runner_publish(ie__runner *runner, const ie_outgoing *events, size_t co
 /* Is there room for another batch? */
 bool ie__runner_has_room(ie__runner *runner);
 
-/* Close and open anew: after its return no answer of the old one comes. False while publish() is
- * busy (then nothing was done). When opening fails the runner stays closed; call again later. */
-bool ie__runner_reopen(ie__runner *runner, ie_status *status, ie_error *err);
+/* Close the publisher and forget what waits for it: after its return no answer comes. False while
+ * publish() is busy (then nothing was done). The next ie__runner_publish() opens it again, and
+ * answers IE_UNREACHABLE when that fails. */
+bool ie__runner_shut(ie__runner *runner);
 
 /* Waits at most wait_ms for a publish() that blocks. False: it still does; the runner is left
  * behind, together with its thread, and must not be freed. */

@@ -23,15 +23,17 @@
 #include "lane.h"
 #include "options.h"
 
-#define DESTINATIONS_MAX 64
-#define PROCESSORS_MAX   64
-#define LOOK_PAUSE_NS    200000 /* between looks while news keep coming: see look_pause() */
-#define CLEAN_SLICE_MS   20     /* of each round belong to cleaning at most */
+#define DESTINATIONS_MAX     64
+#define PROCESSORS_MAX       64
+#define LOOK_PAUSE_NS        200000 /* between looks while news keep coming: see look_pause() */
+#define CLEAN_SLICE_MS       20     /* of each round belong to cleaning at most */
+#define IN_PLACE_INTERVAL_MS 1000
 
 /* After a write was seen and nothing is there yet: the file changes just before the commit is
- * visible. */
-static const int64_t LADDER_NS[] = {30000,  50000,   100000,  200000,  400000,
-                                    800000, 1500000, 3000000, 6000000, 12000000};
+ * visible, by as long as an fsync takes. */
+static const int64_t LADDER_NS[] = {30000,    50000,    100000,    200000,    400000,
+                                    800000,   1500000,  3000000,   6000000,   12000000,
+                                    25000000, 50000000, 100000000, 200000000, 400000000};
 #define LADDER_STEPS ((int)(sizeof LADDER_NS / sizeof LADDER_NS[0]))
 
 typedef struct duty duty;
@@ -52,27 +54,30 @@ struct ie_worker {
     size_t            string_capacity;
     unsigned          generation;
 
-    sqlite3      *db;
-    sqlite3_stmt *data_version;
-    int64_t       seen_version;
-    ie__cursors  *cursors;
-    ie__reader   *reader;
-    ie__cleaner  *cleaner;
-    ie__watch    *watch;
-    int           event_fd;
-    char          owner[IE__OWNER_SIZE];
-    char          db_path[1024];
-    ie__lane    **lanes;
-    size_t        lane_count;
-    duty          duties[PROCESSORS_MAX + 4];
-    size_t        duty_count;
-    int64_t       last_look_ns;
-    int           ladder; /* next step, LADDER_STEPS when not climbing */
-    bool          more_to_clean;
-    int64_t       quiet_until_ms; /* the same error is not reported twice in a row */
-    ie_status     last_error;
+    sqlite3              *db;
+    sqlite3_stmt         *data_version;
+    int64_t               seen_version;
+    ie__cursors          *cursors;
+    ie__reader           *reader;
+    ie__cleaner          *cleaner;
+    ie__watch            *watch;
+    int                   event_fd;
+    char                  owner[IE__OWNER_SIZE];
+    char                  db_path[1024];
+    ie__lane            **lanes;
+    size_t                lane_count;
+    ie_destination_stats *last_stats; /* of lanes that are closed */
+    duty                  duties[PROCESSORS_MAX + 4];
+    size_t                duty_count;
+    int64_t               last_look_ns;
+    int                   ladder; /* next step, LADDER_STEPS when not climbing */
+    bool                  more_to_clean;
+    bool                  more_to_expire;
+    int64_t               quiet_until_ms; /* the same error is not reported twice in a row */
+    ie_status             last_error;
 
     bool                 has_thread;
+    bool                 is_inside; /* run_once, without a thread */
     bool                 is_joined;
     pthread_t            thread;
     pthread_mutex_t      lock;
@@ -141,8 +146,9 @@ duty_expire(ie_worker *worker, duty *self, ie_error *err)
     ie_status status = IE_OK;
 
     (void)self;
+    worker->more_to_expire = false;
     for (size_t i = 0; i < worker->lane_count && status == IE_OK; i++)
-        status = ie__lane_expire(worker->lanes[i], err);
+        status = ie__lane_expire(worker->lanes[i], &worker->more_to_expire, err);
     return status;
 }
 
@@ -187,6 +193,18 @@ duty_clean(ie_worker *worker, duty *self, ie_error *err)
     return status;
 }
 
+/* A file that was moved or replaced is not the application's any more: nothing is sent from it. */
+static ie_status
+duty_in_place(ie_worker *worker, duty *self, ie_error *err)
+{
+    const ie_status status = ie__database_in_place(worker->db, err);
+
+    (void)self;
+    for (size_t i = 0; status != IE_OK && i < worker->lane_count; i++)
+        ie__lane_evict(worker->lanes[i]);
+    return status;
+}
+
 static ie_status
 duty_checkpoint(ie_worker *worker, duty *self, ie_error *err)
 {
@@ -199,6 +217,7 @@ duty_checkpoint(ie_worker *worker, duty *self, ie_error *err)
 static ie_status
 duty_theirs(ie_worker *worker, duty *self, ie_error *err)
 {
+    const int changes = sqlite3_total_changes(worker->db);
     ie_status status = self->theirs->run(self->theirs->user, worker->db, err);
 
     if (sqlite3_get_autocommit(worker->db) == 0) {
@@ -207,6 +226,8 @@ duty_theirs(ie_worker *worker, duty *self, ie_error *err)
         status = ie_error_set(
             err, IE_ESTATE, "processor %s left a transaction open; it was rolled back", self->name);
     }
+    if (sqlite3_total_changes(worker->db) != changes)
+        ie_worker_wake(worker); /* our own connection's commits are no news to it */
     return status;
 }
 
@@ -218,6 +239,7 @@ duties_list(ie_worker *worker)
     const duty               ours[] = {
                       {.name = "expire", .interval_ms = options->expire_interval_ms, .run = duty_expire},
                       {.name = "clean", .interval_ms = options->clean_interval_ms, .run = duty_clean},
+                      {.name = "in place", .interval_ms = IN_PLACE_INTERVAL_MS, .run = duty_in_place},
     };
 
     for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
@@ -238,11 +260,13 @@ duty_run(ie_worker *worker, duty *each)
 {
     ie_error        error = IE_ERROR_INIT;
     const ie_status status = each->run(worker, each, &error);
+    bool            has_more;
 
     if (status != IE_OK)
         worker_trouble(worker, each->name, status, error.message);
-    each->next_ms = ie__boot_ms(worker->options.clock) +
-                    (each->run == duty_clean && worker->more_to_clean ? 1 : each->interval_ms);
+    has_more = (each->run == duty_clean && worker->more_to_clean) ||
+               (each->run == duty_expire && worker->more_to_expire);
+    each->next_ms = ie__boot_ms(worker->options.clock) + (has_more ? 1 : each->interval_ms);
 }
 
 /* ---- one round ---- */
@@ -266,12 +290,13 @@ typedef struct round {
     int64_t wake_at_ms;
     bool    is_busy;
     bool    is_idle;
+    bool    is_settled; /* every lane is idle, or something keeps it from going on */
 } round;
 
 static round
 worker_round(ie_worker *worker, bool has_news, bool flush)
 {
-    round         now = {.wake_at_ms = INT64_MAX, .is_idle = true};
+    round         now = {.wake_at_ms = INT64_MAX, .is_idle = true, .is_settled = true};
     const int64_t boot_ms = ie__boot_ms(worker->options.clock);
 
     for (size_t i = 0; i < worker->lane_count; i++) {
@@ -285,6 +310,8 @@ worker_round(ie_worker *worker, bool has_news, bool flush)
             now.wake_at_ms = news.wake_at_ms;
         now.is_busy = now.is_busy || news.is_busy;
         now.is_idle = now.is_idle && news.is_idle;
+        now.is_settled =
+            now.is_settled && (news.is_idle || ie__lane_hinder(worker->lanes[i], NULL) != IE_OK);
     }
     for (size_t i = 0; i < worker->duty_count; i++) {
         if (boot_ms >= worker->duties[i].next_ms)
@@ -466,7 +493,8 @@ worker_set_up(ie_worker *worker, ie_error *err)
                                .wake = worker_signal,
                                .wake_user = worker};
     worker->lanes = ie__calloc(options->destination_count, sizeof *worker->lanes);
-    if (worker->lanes == NULL)
+    worker->last_stats = ie__calloc(options->destination_count, sizeof *worker->last_stats);
+    if (worker->lanes == NULL || worker->last_stats == NULL)
         return ie_error_set(err, IE_ENOMEM, "open worker: out of memory");
     for (size_t i = 0; status == IE_OK && i < options->destination_count; i++) {
         status = ie__lane_open(&worker->lanes[i], &shared, &worker->destinations[i], err);
@@ -480,20 +508,28 @@ worker_set_up(ie_worker *worker, ie_error *err)
 static void
 worker_tear_down(ie_worker *worker)
 {
-    for (size_t i = 0; i < worker->lane_count; i++)
-        ie__lane_release(worker->lanes[i]);
-    for (size_t i = 0; i < worker->lane_count; i++)
+    const size_t count = worker->lane_count;
+
+    for (size_t i = 0; i < count; i++)
         if (!ie__lane_close(worker->lanes[i], 1000)) {
             worker->left_behind = true;
             ie__log(&worker->options.logger, IE_LOG_ERROR, "worker",
                     "%s: its publisher blocks and is left behind", worker->destinations[i].name);
         }
+    /* Who asks for numbers from now on gets the last ones. */
+    (void)pthread_mutex_lock(&worker->lock);
+    for (size_t i = 0; i < count; i++)
+        ie__lane_stats(worker->lanes[i], &worker->last_stats[i]);
     worker->lane_count = 0;
+    (void)pthread_mutex_unlock(&worker->lock);
     if (worker->left_behind)
         return; /* that thread still uses our memory */
+    for (size_t i = 0; i < count; i++)
+        ie__lane_free(worker->lanes[i]);
     ie__free(worker->lanes);
     worker->lanes = NULL;
     ie__watch_close(worker->watch);
+    worker->watch = NULL;
     ie__cleaner_close(worker->cleaner);
     ie__reader_close(worker->reader);
     ie__cursors_close(worker->cursors);
@@ -678,6 +714,7 @@ worker_free(ie_worker *worker)
     for (size_t i = 0; i < worker->string_count; i++)
         ie__free(worker->strings[i]);
     ie__free(worker->strings);
+    ie__free(worker->last_stats);
     ie__free(worker->destinations);
     ie__free(worker->processors);
     (void)pthread_cond_destroy(&worker->changed);
@@ -837,54 +874,55 @@ count_pending(ie_worker *worker, uint64_t *pending, ie_error *err)
 
 /* What keeps run_once from finishing. */
 static ie_status
-what_hinders(ie_worker *worker, ie_error *err)
+what_hinders(const ie_worker *worker, ie_error *err)
 {
-    char reason[IE__REASON_BYTES_MAX + 1];
+    ie_status status = IE_OK;
 
-    for (size_t i = 0; i < worker->lane_count; i++) {
-        if (ie__lane_breaker_is_open(worker->lanes[i], reason, sizeof reason))
-            return ie_error_set(err, IE_EUNREACHABLE, "destination %s cannot be reached: %s",
-                                ie__lane_name(worker->lanes[i]), reason);
-        if (!ie__lane_has_lease(worker->lanes[i]))
-            return ie_error_set(err, IE_ELEASE, "destination %s is served by another worker",
-                                ie__lane_name(worker->lanes[i]));
+    for (size_t i = 0; i < worker->lane_count && status == IE_OK; i++)
+        status = ie__lane_hinder(worker->lanes[i], err);
+    return status;
+}
+
+/* Rounds until every destination is done or cannot go on. */
+static ie_status
+run_rounds(ie_worker *worker, uint32_t timeout_ms, ie_error *err)
+{
+    const int64_t deadline_ns = ie__mono_ns() + (int64_t)timeout_ms * 1000000;
+
+    for (bool has_news = true;; has_news = worker_looks(worker, ie__mono_ns())) {
+        const round last = worker_round(worker, has_news, true);
+
+        if (last.is_settled && !last.is_busy)
+            return last.is_idle ? IE_OK : what_hinders(worker, err);
+        if (timeout_ms != 0 && ie__mono_ns() >= deadline_ns)
+            return ie_error_set(err, IE_ETIMEDOUT, "run once: not finished after %u ms",
+                                timeout_ms);
+        if (!last.is_busy)
+            worker_wait(worker, wait_for(worker, &last, ie__mono_ns()));
     }
-    return IE_OK;
 }
 
 ie_status
 ie_worker_run_once(ie_worker *worker, uint32_t timeout_ms, ie_worker_report *report, ie_error *err)
 {
-    const int64_t    deadline_ns = ie__mono_ns() + (int64_t)timeout_ms * 1000000;
     ie_worker_report before;
     ie_worker_report after;
-    ie_status        status = IE_OK;
-    round            last = {.is_idle = false};
+    ie_status        status;
 
     if (worker == NULL || worker->has_thread)
         return ie_error_set(err, IE_ESTATE, "run once: this worker runs on a thread of its own");
     if (worker->generation != ie__fork_generation())
         return ie_error_set(err, IE_EFORKED, "run once: this worker was opened before fork()");
+    if (worker->db == NULL || worker->is_inside)
+        return ie_error_set(err, IE_ESTATE, "run once: the worker was stopped, or runs already");
     report_totals(worker, &before);
     for (size_t i = 0; i < worker->duty_count; i++)
         worker->duties[i].next_ms = 0;
-    for (bool has_news = true;; has_news = worker_looks(worker, ie__mono_ns())) {
-        last = worker_round(worker, has_news, true);
-        if (last.is_idle && !last.is_busy)
-            break;
-        status = what_hinders(worker, NULL);
-        if (status == IE_EUNREACHABLE || status == IE_ELEASE) {
-            status = what_hinders(worker, err);
-            break;
-        }
-        if (timeout_ms != 0 && ie__mono_ns() >= deadline_ns) {
-            status =
-                ie_error_set(err, IE_ETIMEDOUT, "run once: not finished after %u ms", timeout_ms);
-            break;
-        }
-        if (!last.is_busy)
-            worker_wait(worker, wait_for(worker, &last, ie__mono_ns()));
-    }
+    worker->is_inside = true;
+    status = duty_in_place(worker, NULL, err);
+    if (status == IE_OK)
+        status = run_rounds(worker, timeout_ms, err);
+    worker->is_inside = false;
     report_totals(worker, &after);
     if (report != NULL) {
         report->published = after.published - before.published;
@@ -908,6 +946,8 @@ ie_worker_stop(ie_worker *worker, uint32_t timeout_ms)
         return IE_OK;
     if (worker->generation != ie__fork_generation())
         return IE_EFORKED;
+    if (worker->is_inside)
+        return IE_ESTATE; /* called from a callback */
     if (!worker->has_thread) {
         const int64_t deadline_ns = ie__mono_ns() + (int64_t)timeout_ms * 1000000;
 
@@ -940,7 +980,8 @@ ie_worker_close(ie_worker *worker)
 {
     if (worker == NULL || worker->generation != ie__fork_generation())
         return; /* in a child everything belongs to the parent */
-    (void)ie_worker_stop(worker, 10000);
+    if (ie_worker_stop(worker, 10000) == IE_ESTATE)
+        return; /* from a callback: what it stands on cannot be taken away */
     if (!worker->left_behind)
         worker_free(worker);
 }
@@ -974,11 +1015,16 @@ ie_worker_get_destination_stats(ie_worker *worker, size_t index, ie_destination_
 
     if (worker == NULL || stats == NULL || stats->size < sizeof stats->size)
         return IE_EINVAL;
-    if (index >= worker->lane_count)
+    if (index >= worker->options.destination_count)
         return IE_ENOTFOUND;
     size = stats->size < sizeof own ? stats->size : sizeof own;
     memset(&own, 0, sizeof own);
-    ie__lane_stats(worker->lanes[index], &own);
+    (void)pthread_mutex_lock(&worker->lock);
+    if (index < worker->lane_count)
+        ie__lane_stats(worker->lanes[index], &own);
+    else
+        own = worker->last_stats[index];
+    (void)pthread_mutex_unlock(&worker->lock);
     own.size = stats->size;
     memcpy(stats, &own, size);
     return IE_OK;

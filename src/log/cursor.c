@@ -192,8 +192,7 @@ cursor_suspect(ie__cursor *cursor, const ie__lease_request *request)
         cursor->suspect_to = end;
         cursor->suspect_window = request->reserve;
     }
-    cursor->must_bury =
-        cursor->suspect_window == 1 && cursor->claims > 0 && cursor->crashes >= request->claims_max;
+    cursor->must_bury = cursor->suspect_window == 1 && cursor->claims >= request->claims_max;
     cursor->suspect_window /= SUSPECT_SHRINK;
     if (cursor->suspect_window == 0)
         cursor->suspect_window = 1;

@@ -58,7 +58,7 @@ ie__deliveries_open(ie__deliveries **out, sqlite3 *db, const ie_clock *clock, co
          " UNION ALL SELECT position, due_at FROM main.ie_delivery"
          " WHERE cursor = ?1 AND state = 'scheduled' AND due_at <= ?2"
          " UNION ALL SELECT position, due_at FROM main.ie_delivery"
-         " WHERE cursor = ?1 AND state = 'retrying' AND due_at > ?3"
+         " WHERE cursor = ?1 AND state = 'retrying' AND due_at > ?3 AND since > ?2 + 1000"
          " ORDER BY 2, 1 LIMIT ?4"},
         {&d->next_due, "SELECT min(due_at) FROM (SELECT min(due_at) AS due_at FROM main.ie_delivery"
                        " WHERE cursor = ?1 AND state = 'retrying' AND due_at IS NOT NULL"
