@@ -142,6 +142,7 @@ struct ie_bus_client {
 };
 
 static void client_try(ie_bus_client *client);
+static void client_subs(ie_bus_client *client);
 
 /* ---- options -------------------------------------------------------------------------------- */
 
@@ -814,6 +815,7 @@ on_heartbeat(uv_timer_t *timer)
     ie_bus_client *client = timer->data;
     const int64_t  silent = (int64_t)uv_now(&client->loop) - client->heard_ms;
 
+    client_subs(client);
     client_take(client);
     client_send(client);
     if (silent < (int64_t)client->options.ping_interval_ms * (client->pings + 1))
@@ -958,11 +960,15 @@ on_subscribed(ie_bus_client *client, const ie__frame *frame)
 static ie_status
 on_subrefused(ie_bus_client *client, const ie__frame *frame)
 {
-    ie__reason reason;
+    subscription *sub;
+    ie__reason    reason;
 
     if (ie__reason_parse(&reason, frame) != IE_OK)
         return broken(client, "a malformed refusal");
-    sub_answered(client, frame->number, SUB_REFUSED, &reason);
+    if (reason.code == IE_BUS_CODE_MEMORY && (sub = find_sub(client, frame->number)) != NULL)
+        sub->is_known = false; /* that passes: the heartbeat asks again */
+    else
+        sub_answered(client, frame->number, SUB_REFUSED, &reason);
     return IE_OK;
 }
 

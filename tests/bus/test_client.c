@@ -844,6 +844,75 @@ START_TEST(a_hundred_clients_come_and_go_without_a_trace)
 }
 END_TEST
 
+START_TEST(a_start_that_runs_out_of_memory_leaves_nothing)
+{
+    uint64_t n;
+
+    for (n = 1;; n++) {
+        static const char *const LISTEN[] = {"socket://127.0.0.1:0"};
+        ie_bus_server_options    options;
+        ie_bus_server           *mine = NULL;
+        ie_error                 err = IE_ERROR_INIT;
+        ie_status                status;
+
+        IE_BUS_SERVER_OPTIONS_INIT(&options);
+        options.listen = LISTEN;
+        options.listen_count = 1;
+        ie__alloc_fail_at(n, false);
+        status = ie_bus_server_start(&mine, &options, &err);
+        ie__alloc_fail_at(0, false);
+        if (status == IE_OK) {
+            ie_bus_server_close(mine);
+            break;
+        }
+        ck_assert_msg(status == IE_ENOMEM, "%s", err.message);
+        ck_assert_ptr_null(mine);
+    }
+    ck_assert_uint_gt(n, 5);
+}
+END_TEST
+
+START_TEST(whatever_allocation_fails_the_bus_comes_back)
+{
+    ie_bus_client *publisher = client_open(server);
+    ie_bus_client *subscriber = client_open(server);
+    counter        count = {0};
+    ie_event       event = IE_EVENT_INIT;
+    static char    data[20000];
+    unsigned long  refused = 0;
+
+    event.topic = "t";
+    event.content_type = "text/plain";
+    event.data = data;
+    event.data_bytes = sizeof data;
+    (void)subscribe_now(subscriber, "t", "g", 0, &count);
+    (void)subscribe_now(subscriber, "t", NULL, 0, &count);
+    for (uint64_t n = 1; n <= 60; n++) {
+        ie_status status;
+
+        ie__alloc_fail_at(n % 30 + 1, false); /* in whichever thread it happens to be */
+        status = ie_bus_client_publish_wait(publisher, &event, 0, WAIT_MS, NULL);
+        ie__alloc_fail_at(0, false);
+        refused += status != IE_OK;
+        ck_assert_msg(status != IE_ETIMEDOUT, "a publish was forgotten");
+        ck_assert_int_eq(ie_bus_client_wait_connected(publisher, WAIT_MS, NULL), IE_OK);
+        ck_assert_int_eq(ie_bus_client_wait_subscribed(subscriber, WAIT_MS, NULL), IE_OK);
+    }
+    ck_assert_uint_gt(refused, 0);
+    for (;;) {
+        const ie_status status = ie_bus_client_publish_wait(
+            publisher, &event, IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER, WAIT_MS, NULL);
+
+        if (status == IE_OK)
+            break;
+        ck_assert_msg(status == IE_EREFUSED || status == IE_EUNREACHABLE, "%s",
+                      ie_status_name(status));
+    }
+    ie_bus_client_close(publisher);
+    ie_bus_client_close(subscriber);
+}
+END_TEST
+
 /* ---- slow readers --------------------------------------------------------------------------- */
 
 START_TEST(a_slow_live_subscriber_is_cut_and_the_others_notice_nothing)
@@ -965,6 +1034,8 @@ main(void)
     tcase_add_test(tcase, a_refused_subscription_is_reported);
     tcase_add_loop_test(tcase, what_is_no_bus_is_said_so, 0, 2);
     tcase_add_test(tcase, a_hundred_clients_come_and_go_without_a_trace);
+    tcase_add_test(tcase, a_start_that_runs_out_of_memory_leaves_nothing);
+    tcase_add_test(tcase, whatever_allocation_fails_the_bus_comes_back);
     tcase_add_test(tcase, a_slow_live_subscriber_is_cut_and_the_others_notice_nothing);
     tcase_add_test(tcase, a_slow_member_holds_only_its_credit);
     suite_add_tcase(suite, tcase);

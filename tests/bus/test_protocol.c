@@ -530,6 +530,8 @@ START_TEST(publishes_in_flight_are_limited)
     raw_frame(worker, IE__ACK, 0, "\0\0\0\1\0\0\0\2", 8);
     (void)raw_expect(fd, IE__PUBACK);
     raw_publish(fd, 4, 0, "t", 1);
+    for (int i = 0; i < 3; i++)
+        (void)raw_expect(worker, IE__DELIVER_ACK);
     raw_frame(worker, IE__ACK, 0, "\0\0\0\3\0\0\0\1", 8);
     (void)raw_expect(fd, IE__PUBACK);
     raw_goodbye(fd);
