@@ -292,18 +292,27 @@ bench_state_schema(sqlite3 *db)
 void
 bench_fill(sqlite3 *db, const char *table, int64_t count)
 {
-    sqlite3_stmt *insert = bench_raw_insert(db, table);
+    const bool    is_ours = strcmp(table, "ie_event") == 0;
+    sqlite3_stmt *insert = is_ours ? NULL : bench_raw_insert(db, table);
+    ie_outbox    *outbox = NULL;
     bench_event   event;
+    ie_error      err = IE_ERROR_INIT;
 
+    if (is_ours && ie_outbox_open(&outbox, db, NULL, &err) != IE_OK)
+        bench_die("%s", err.message);
     bench_event_init(&event);
     for (int64_t i = 0; i < count; i++) {
         if (i % 1000 == 0)
             bench_exec(db, "BEGIN IMMEDIATE");
         bench_event_number(&event, (uint64_t)i);
-        bench_raw_put(insert, &event, (uint64_t)i);
+        if (!is_ours)
+            bench_raw_put(insert, &event, (uint64_t)i);
+        else if (ie_publish(outbox, &event.event, NULL, &err) != IE_OK)
+            bench_die("%s", err.message);
         if (i % 1000 == 999 || i == count - 1)
             bench_exec(db, "COMMIT");
     }
+    ie_outbox_close(outbox);
     (void)sqlite3_finalize(insert);
     bench_exec(db, "PRAGMA wal_checkpoint(TRUNCATE)");
 }
@@ -420,13 +429,14 @@ bench_event_stamp_of(const ie_event *event)
 sqlite3_stmt *
 bench_raw_insert(sqlite3 *db, const char *table)
 {
-    char sql[512];
+    const bool is_ours = strcmp(table, "ie_event") == 0;
+    char       sql[512];
 
     (void)snprintf(sql, sizeof sql,
                    "INSERT INTO main.%s (id, topic, key, type, source, time, not_before, expires_at,"
-                   " content_type, headers, dedupe_key, data)"
-                   " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-                   table);
+                   " content_type, headers, dedupe_key, data, %s)"
+                   " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, %d)",
+                   table, is_ours ? "checked" : "state", is_ours ? 1 : 0);
     return bench_prepare(db, sql);
 }
 

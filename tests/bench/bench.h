@@ -59,7 +59,7 @@ void          bench_step(sqlite3_stmt *stmt); /* a statement without rows */
 void bench_schema(sqlite3 *db);
 /* What people write by hand: the same columns and a state, with a partial index on what is pending. */
 void bench_state_schema(sqlite3 *db);
-/* Pending events, a thousand in each transaction, by raw SQL. */
+/* Pending events, a thousand in each transaction: ie_event by ie_publish(), others by raw SQL. */
 void bench_fill(sqlite3 *db, const char *table, int64_t count);
 
 /* The application's own transaction, by prepared statements: one UPDATE of one account. */

@@ -1,10 +1,9 @@
 /*
  * Publishing what waits: the worker into memory:NAME?sink=true against a raw drain of the same
  * table by a cursor (read every column of a batch of 100, one UPDATE) and of a table with a state
- * column (read a batch, UPDATE the state of its range).
+ * column (read a batch, UPDATE the state of its range). They take turns of a tenth of a second.
  *
- *   bench_drain drain [--events N] [--state N] [--rounds N] [--figure NAME]
- *                     [--dir FOLDER]
+ *   bench_drain drain [--events N] [--state N] [--figure NAME] [--dir FOLDER]
  *   bench_drain fill --db FILE [--events N]
  *   bench_drain memory --db FILE [--variant NAME]     the worker's peak memory with what waits in this file
  */
@@ -12,44 +11,30 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define BATCH       100
+#define BATCH           100
+#define SLICE_MS        100 /* of each variant's turn */
 #define MEMORY_DRAIN_MS 1500
 
-typedef struct tally {
-    double  seconds;
-    int64_t written;
-    int64_t cpu_ns;
-} tally;
-
-static void
-tally_start(tally *of)
-{
-    of->written = bench_written_bytes();
-    of->cpu_ns = bench_cpu_ns();
-    of->seconds = (double)bench_now_ns() / 1e9;
-}
-
-static void
-tally_stop(tally *of)
-{
-    of->seconds = (double)bench_now_ns() / 1e9 - of->seconds;
-    of->cpu_ns = bench_cpu_ns() - of->cpu_ns;
-    of->written = bench_written_bytes() - of->written;
-}
-
-static void
-tally_print(const tally *of, const char *figure, const char *variant, int64_t events)
-{
-    char name[64];
-
-    (void)snprintf(name, sizeof name, "%s_per_s", figure);
-    bench_print(name, variant, (double)events / of->seconds);
-    (void)snprintf(name, sizeof name, "%s_cpu_ns", figure);
-    bench_print(name, variant, (double)of->cpu_ns / (double)events);
-    (void)snprintf(name, sizeof name, "%s_bytes", figure);
-    bench_print(name, variant, (double)of->written / (double)events);
-}
+/* One variant on a file of its own. Each turn gives a rate and a CPU time; medians are printed. */
+typedef struct side {
+    const char   *variant;
+    char         *path;
+    sqlite3      *db; /* the floor's */
+    sqlite3_stmt *select;
+    sqlite3_stmt *mark;
+    sqlite3_stmt *begin;
+    sqlite3_stmt *commit;
+    ie_worker    *worker; /* ours */
+    bool          has_cursor;
+    bool          is_done;
+    int64_t       position;
+    int64_t       drained;
+    int64_t       written;
+    bench_samples rates;
+    bench_samples cpu_ps; /* per event, in picoseconds: medians of whole numbers */
+} side;
 
 /* ---- ours ---- */
 
@@ -78,28 +63,29 @@ published(ie_worker *worker)
     return (int64_t)stats.published;
 }
 
-static void
-drain_ours(const char *path, const char *figure, int64_t events)
+static int64_t
+drain_ours(side *at)
 {
-    ie_worker *worker = worker_open(path);
-    ie_error   err = IE_ERROR_INIT;
-    tally      of;
+    ie_error        err = IE_ERROR_INIT;
+    const ie_status status = ie_worker_run_once(at->worker, SLICE_MS, NULL, &err);
 
-    tally_start(&of);
-    if (ie_worker_run_once(worker, 0, NULL, &err) != IE_OK)
+    if (status != IE_OK && status != IE_ETIMEDOUT)
         bench_die("run once: %s", err.message);
-    tally_stop(&of);
-    if (published(worker) != events)
-        bench_die("%lld published, expected %lld", (long long)published(worker), (long long)events);
-    ie_worker_close(worker);
-    tally_print(&of, figure, "ours", events);
+    at->is_done = status == IE_OK;
+    return published(at->worker) - at->drained;
 }
 
 /* ---- by hand ---- */
 
+#define COLUMNS                                                                                    \
+    "position, time, not_before, expires_at, id, topic, key, type, source, content_type, headers," \
+    " data"
+#define COLUMN_COUNT 12
+#define TEXTS_FROM   4
+
 /* As a relay has to: every column is read and copied. */
 static int64_t
-read_batch(sqlite3_stmt *select, int columns, int64_t *last)
+read_batch(sqlite3_stmt *select, int64_t *last)
 {
     static char     copy[65536];
     volatile size_t used = 0;
@@ -110,11 +96,9 @@ read_batch(sqlite3_stmt *select, int columns, int64_t *last)
         size_t at = 0;
 
         *last = sqlite3_column_int64(select, 0);
-        for (int i = 1; i < columns; i++) {
-            if (i >= 6 && i <= 8) { /* times */
-                used += (size_t)sqlite3_column_int64(select, i);
-                continue;
-            }
+        for (int i = 1; i < TEXTS_FROM; i++)
+            used += (size_t)sqlite3_column_int64(select, i);
+        for (int i = TEXTS_FROM; i < COLUMN_COUNT; i++) {
             const void  *text = sqlite3_column_text(select, i);
             const size_t bytes = (size_t)sqlite3_column_bytes(select, i);
 
@@ -133,106 +117,148 @@ read_batch(sqlite3_stmt *select, int columns, int64_t *last)
     return count;
 }
 
-#define COLUMNS                                                                                    \
-    "position, id, topic, key, type, source, time, not_before, expires_at, content_type, headers," \
-    " data"
-
-static void
-drain_by_hand(sqlite3 *db, const char *select_sql, const char *mark_sql, bool has_cursor,
-              const char *figure, const char *variant, int64_t events)
+static int64_t
+drain_by_hand(side *at)
 {
-    sqlite3_stmt *select = bench_prepare(db, select_sql);
-    sqlite3_stmt *mark = bench_prepare(db, mark_sql);
-    sqlite3_stmt *begin = bench_prepare(db, "BEGIN IMMEDIATE");
-    sqlite3_stmt *commit = bench_prepare(db, "COMMIT");
-    int64_t       position = 0;
-    int64_t       done = 0;
-    tally         of;
+    const int64_t deadline = bench_now_ns() + (int64_t)SLICE_MS * 1000000;
+    int64_t       drained = 0;
 
-    tally_start(&of);
-    for (;;) {
+    while (!at->is_done && bench_now_ns() < deadline) {
         int64_t count;
 
-        (void)sqlite3_bind_int(select, 1, BATCH);
-        if (has_cursor)
-            (void)sqlite3_bind_int64(select, 2, position);
-        count = read_batch(select, 12, &position);
-        if (count == 0)
+        (void)sqlite3_bind_int(at->select, 1, BATCH);
+        if (at->has_cursor)
+            (void)sqlite3_bind_int64(at->select, 2, at->position);
+        count = read_batch(at->select, &at->position);
+        if (count == 0) {
+            at->is_done = true;
             break;
-        bench_step(begin);
-        (void)sqlite3_bind_int64(mark, 1, position);
-        bench_step(mark);
-        bench_step(commit);
-        done += count;
+        }
+        bench_step(at->begin);
+        (void)sqlite3_bind_int64(at->mark, 1, at->position);
+        bench_step(at->mark);
+        bench_step(at->commit);
+        drained += count;
     }
-    tally_stop(&of);
-    if (done != events)
-        bench_die("%lld drained, expected %lld", (long long)done, (long long)events);
-    (void)sqlite3_finalize(select);
-    (void)sqlite3_finalize(mark);
-    (void)sqlite3_finalize(begin);
-    (void)sqlite3_finalize(commit);
-    tally_print(&of, figure, variant, events);
+    return drained;
 }
 
 static void
-drain_raw(const char *path, const char *figure, int64_t events)
+side_by_hand(side *at, const char *select, const char *mark)
 {
-    sqlite3 *db = bench_db_open(path, "NORMAL");
-
-    drain_by_hand(db,
-                  "SELECT " COLUMNS " FROM main.ie_event WHERE position > ?2 ORDER BY position"
-                  " LIMIT ?1",
-                  "UPDATE main.floor_cursor SET position = ?1 WHERE name = 'relay'", true, figure,
-                  "raw", events);
-    bench_db_close(db);
+    /* A relay owns its connection: no mutex. */
+    if (sqlite3_open_v2(at->path, &at->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) !=
+        SQLITE_OK)
+        bench_die("open %s: %s", at->path, sqlite3_errmsg(at->db));
+    bench_exec(at->db, "PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=1000");
+    at->select = bench_prepare(at->db, select);
+    at->mark = bench_prepare(at->db, mark);
+    at->begin = bench_prepare(at->db, "BEGIN IMMEDIATE");
+    at->commit = bench_prepare(at->db, "COMMIT");
 }
 
-static void
-drain_state(const char *path, const char *figure, int64_t events)
-{
-    sqlite3 *db = bench_db_open(path, "NORMAL");
-
-    drain_by_hand(db,
-                  "SELECT " COLUMNS " FROM main.state_outbox WHERE state = 0 ORDER BY position"
-                  " LIMIT ?1",
-                  "UPDATE main.state_outbox SET state = 1 WHERE state = 0 AND position <= ?1",
-                  false, figure, "state", events);
-    bench_db_close(db);
-}
-
-/* ---- what is measured ---- */
+/* ---- taking turns ---- */
 
 static void
-measure_drain(const char *figure, int64_t events, int64_t state_events, int64_t rounds)
+side_open(side *at, const char *variant, int64_t events)
 {
-    char    *path = bench_path("drain.db");
-    char    *state_path = bench_path("state.db");
-    sqlite3 *db = bench_db_open(path, "NORMAL");
-    sqlite3 *state_db = NULL;
+    char     name[64];
+    sqlite3 *db;
 
-    bench_schema(db);
-    bench_fill(db, "ie_event", events);
-    if (state_events > 0) {
-        state_db = bench_db_open(state_path, "NORMAL");
-        bench_state_schema(state_db);
+    memset(at, 0, sizeof *at);
+    at->variant = variant;
+    (void)snprintf(name, sizeof name, "drain-%s.db", variant);
+    at->path = bench_path(name);
+    db = bench_db_open(at->path, "NORMAL");
+    if (strcmp(variant, "state") == 0) {
+        bench_state_schema(db);
+        bench_fill(db, "state_outbox", events);
+    } else {
+        bench_schema(db);
+        bench_fill(db, "ie_event", events);
     }
-    for (int64_t i = 0; i < rounds; i++) {
-        /* The worker's connection never checkpoints; each variant starts with an empty WAL. */
-        bench_exec(db, "DELETE FROM ie_cursor; PRAGMA wal_checkpoint(TRUNCATE)");
-        drain_ours(path, figure, events);
-        bench_exec(db, "PRAGMA wal_checkpoint(TRUNCATE)");
-        drain_raw(path, figure, events);
-        if (state_events > 0) {
-            bench_fill(state_db, "state_outbox", state_events);
-            drain_state(state_path, figure, state_events);
+    bench_db_close(db);
+    if (strcmp(variant, "ours") == 0) {
+        at->worker = worker_open(at->path);
+    } else if (strcmp(variant, "raw") == 0) {
+        at->has_cursor = true;
+        side_by_hand(at,
+                     "SELECT " COLUMNS " FROM main.ie_event WHERE position > ?2 ORDER BY position"
+                     " LIMIT ?1",
+                     "UPDATE main.floor_cursor SET position = ?1 WHERE name = 'relay'");
+    } else {
+        side_by_hand(at,
+                     "SELECT " COLUMNS " FROM main.state_outbox WHERE state = 0 ORDER BY position"
+                     " LIMIT ?1",
+                     "UPDATE main.state_outbox SET state = 1 WHERE state = 0 AND position <= ?1");
+    }
+}
+
+static void
+side_turn(side *at)
+{
+    const int64_t written = bench_written_bytes();
+    const int64_t cpu = bench_cpu_ns();
+    const int64_t first = bench_now_ns();
+    const int64_t count = at->worker != NULL ? drain_ours(at) : drain_by_hand(at);
+    const int64_t wall = bench_now_ns() - first;
+
+    if (count > 0 && wall > (int64_t)SLICE_MS * 500000) { /* the rest of the last turn says little */
+        bench_samples_add(&at->rates, (int64_t)((double)count * 1e9 / (double)wall));
+        bench_samples_add(&at->cpu_ps, (bench_cpu_ns() - cpu) * 1000 / count);
+    }
+    at->written += bench_written_bytes() - written;
+    at->drained += count;
+}
+
+static void
+side_close(side *at, const char *figure, int64_t events)
+{
+    char name[64];
+
+    if (at->drained != events)
+        bench_die("%s: %lld drained, expected %lld", at->variant, (long long)at->drained,
+                  (long long)events);
+    (void)snprintf(name, sizeof name, "%s_per_s", figure);
+    bench_print(name, at->variant, (double)bench_percentile(&at->rates, 0.5));
+    (void)snprintf(name, sizeof name, "%s_cpu_ns", figure);
+    bench_print(name, at->variant, (double)bench_percentile(&at->cpu_ps, 0.5) / 1e3);
+    (void)snprintf(name, sizeof name, "%s_bytes", figure);
+    bench_print(name, at->variant, (double)at->written / (double)events);
+    ie_worker_close(at->worker);
+    (void)sqlite3_finalize(at->select);
+    (void)sqlite3_finalize(at->mark);
+    (void)sqlite3_finalize(at->begin);
+    (void)sqlite3_finalize(at->commit);
+    if (at->db != NULL)
+        bench_db_close(at->db);
+    bench_samples_fini(&at->rates);
+    bench_samples_fini(&at->cpu_ps);
+    (void)unlink(at->path);
+    free(at->path);
+}
+
+static void
+measure_drain(const char *figure, int64_t events, int64_t state_events)
+{
+    side      sides[3];
+    const int count = state_events > 0 ? 3 : 2;
+    bool      is_done = false;
+
+    side_open(&sides[0], "ours", events);
+    side_open(&sides[1], "raw", events);
+    if (count == 3)
+        side_open(&sides[2], "state", state_events);
+    while (!is_done) {
+        is_done = true;
+        for (int i = 0; i < count; i++) {
+            if (!sides[i].is_done)
+                side_turn(&sides[i]);
+            is_done = is_done && sides[i].is_done;
         }
     }
-    bench_db_close(db);
-    if (state_db != NULL)
-        bench_db_close(state_db);
-    free(path);
-    free(state_path);
+    for (int i = 0; i < count; i++)
+        side_close(&sides[i], figure, i == 2 ? state_events : events);
 }
 
 /* A program of its own, so that memory used for filling the file does not count as the worker's. */
@@ -262,8 +288,7 @@ main(int argc, char **argv)
     if (strcmp(what, "drain") == 0) {
         bench_dir_make(bench_text_option(argc, argv, "--dir", NULL));
         measure_drain(bench_text_option(argc, argv, "--figure", "drain"), events,
-                      bench_option(argc, argv, "--state", 200000),
-                      bench_option(argc, argv, "--rounds", 1));
+                      bench_option(argc, argv, "--state", 200000));
     } else if (strcmp(what, "fill") == 0 && path != NULL) {
         sqlite3 *db = bench_db_open(path, "NORMAL");
 
