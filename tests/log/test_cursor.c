@@ -411,6 +411,8 @@ START_TEST(a_copy_put_back_by_the_backup_api_is_taken_up_where_it_stood)
     ck_assert_int_eq(advance(&cursor, 10), IE_OK);
     events(10);
     ck_assert_int_eq(advance(&cursor, 20), IE_OK);
+    ck_assert_int_eq(sqlite3_close(copy), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_open(test_path("copy.db"), &copy), SQLITE_OK);
     backup = sqlite3_backup_init(db, "main", copy, "main");
     ck_assert_int_eq(sqlite3_backup_step(backup, -1), SQLITE_DONE);
     ck_assert_int_eq(sqlite3_backup_finish(backup), SQLITE_OK);

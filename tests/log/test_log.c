@@ -658,6 +658,7 @@ START_TEST(the_order_of_positions_is_the_order_of_commits)
     pthread_t reader;
     int64_t   seen[2] = {0, 0};
 
+    (void)test_seed(); /* drawn once, before there are threads */
     (void)pthread_mutex_init(&race.lock, NULL);
     (void)snprintf(race.path, sizeof race.path, "%s", test_path("app.db"));
     race.commits_each = test_scale(20000) / WRITERS + 1;

@@ -64,9 +64,8 @@ model_commit(void)
             realloc(model.committed, model.committed_capacity * sizeof *model.committed);
         ck_assert_ptr_nonnull(model.committed);
     }
-    memcpy(model.committed + model.committed_count, model.pending,
-           (size_t)model.count * sizeof *model.pending);
-    model.committed_count += (size_t)model.count;
+    for (int i = 0; i < model.count; i++)
+        model.committed[model.committed_count++] = model.pending[i];
     model.count = model.depth = 0;
     model.is_open = model.by_savepoint = false;
 }

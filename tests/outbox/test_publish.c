@@ -254,7 +254,7 @@ END_TEST
 
 static char      filler[IE_DATA_BYTES_MAX + 16];
 static ie_header many_headers[IE_HEADERS_MAX + 1];
-static char      header_names[IE_HEADERS_MAX + 1][8];
+static char      header_names[IE_HEADERS_MAX + 1][24];
 
 static char *
 text_of(size_t bytes)
@@ -503,8 +503,8 @@ say_stop(void *user)
 static const char *const ABORTS[] = {
     "CREATE TEMP TRIGGER t BEFORE INSERT ON main.ie_event BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
     "CREATE TEMP TRIGGER t AFTER INSERT ON main.ie_event BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
-    "CREATE TEMP TRIGGER t AFTER INSERT ON main.ie_event"
-    " BEGIN INSERT OR ROLLBACK INTO orders(id) SELECT id FROM orders; END",
+    ("CREATE TEMP TRIGGER t AFTER INSERT ON main.ie_event"
+     " BEGIN INSERT OR ROLLBACK INTO orders(id) SELECT id FROM orders; END"),
     "interrupt",
     "full",
 };
