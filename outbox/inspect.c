@@ -15,6 +15,7 @@
 #include "look.h"
 
 #define LIST_LIMIT_DEFAULT 100
+#define COUNTED_MAX 100000 /* rows above a cursor that are counted one by one: some 10 ms */
 #define CHANGES_PER_TRANSACTION 200 /* short, so that the host's commits do not wait */
 
 #define BIT(state) (1u << (state))
@@ -53,7 +54,7 @@ schema_version(int *out, sqlite3 *db, ie_error *err)
 }
 
 static ie_status
-info_tell(ie__look *look, uint64_t *kept, void (*tell)(void *user, const ie_outbox_info *info),
+info_tell(ie__look *look, uint64_t *kept, int64_t *newest, void (*tell)(void *user, const ie_outbox_info *info),
           void *user, ie_error *err)
 {
     char           journal[16];
@@ -83,6 +84,7 @@ info_tell(ie__look *look, uint64_t *kept, void (*tell)(void *user, const ie_outb
     if (status != IE_OK)
         return status;
     *kept = info.events_kept = (uint64_t)count;
+    *newest = info.newest_position;
     info.journal_mode = journal;
     info.durability = durability;
     info.source = source;
@@ -147,20 +149,31 @@ count_deliveries(ie__look *look, const ie__look_cursor *cursor, uint64_t counts[
     return status;
 }
 
-/* Events in (position, newest] and in (position, claimed_to]; rows of a strict order's head are no
- * event of their own there. */
+/*
+ * Events in (position, until]. Counted one by one while that is cheap; beyond, by their positions, which
+ * are without gaps above a cursor unless somebody wrote or removed rows by hand.
+ */
 static ie_status
-count_ahead(ie__look *look, const ie__look_cursor *cursor, int64_t *ahead, int64_t *claimed,
-            ie_error *err)
+count_range(int64_t *out, ie__look *look, const ie__look_cursor *cursor, int64_t until, ie_error *err)
 {
-    static const char RANGE[] =
-        "SELECT count(*) - (SELECT count(*) FROM main.ie_delivery WHERE cursor = ?1 AND position > ?2"
-        " AND position <= ?3) FROM main.ie_event WHERE position > ?2 AND position <= ?3";
-    ie_status status = cursor_int(ahead, look->db, RANGE, cursor, cursor->position, INT64_MAX, err);
+    char      sql[160];
+    int64_t   rows = 0;
+    ie_status status;
 
-    *claimed = 0;
-    if (status == IE_OK && cursor->is_alive)
-        status = cursor_int(claimed, look->db, RANGE, cursor, cursor->position, cursor->claimed_to, err);
+    (void)snprintf(sql, sizeof sql,
+                   "SELECT count(*) FROM (SELECT 1 FROM main.ie_event WHERE position > ?2"
+                   " AND position <= ?3 LIMIT %d)",
+                   COUNTED_MAX + 1);
+    status = cursor_int(out, look->db, sql, cursor, cursor->position, until, err);
+    if (status == IE_OK && *out > COUNTED_MAX)
+        *out = until - cursor->position;
+    /* The row of a strict order's head stands there too, and is counted under its state. */
+    if (status == IE_OK)
+        status = cursor_int(&rows, look->db,
+                            "SELECT count(*) FROM main.ie_delivery WHERE cursor = ?1 AND position > ?2"
+                            " AND position <= ?3",
+                            cursor, cursor->position, until, err);
+    *out -= rows;
     return status;
 }
 
@@ -186,7 +199,7 @@ oldest_pending(int64_t *out, ie__look *look, const ie__look_cursor *cursor, ie_e
 }
 
 static ie_status
-cursor_tell(ie__look *look, const ie__look_cursor *cursor, uint64_t kept,
+cursor_tell(ie__look *look, const ie__look_cursor *cursor, uint64_t kept, int64_t newest,
             void (*tell)(void *user, const ie_cursor_status *cursor), void *user, ie_error *err)
 {
     int64_t          ahead = 0;
@@ -213,13 +226,18 @@ cursor_tell(ie__look *look, const ie__look_cursor *cursor, uint64_t kept,
     }
     status = count_deliveries(look, cursor, out.counts, err);
     if (status == IE_OK)
-        status = count_ahead(look, cursor, &ahead, &claimed, err);
+        status = count_range(&ahead, look, cursor, newest, err);
+    if (status == IE_OK && cursor->is_alive)
+        status = count_range(&claimed, look, cursor,
+                             cursor->claimed_to < newest ? cursor->claimed_to : newest, err);
     if (status == IE_OK)
         status = oldest_pending(&out.oldest_pending_ms, look, cursor, err);
     if (status != IE_OK)
         return status;
     for (size_t i = 0; i < IE_STATE_COUNT; i++)
         rows += out.counts[i];
+    ahead = ahead < 0 ? 0 : ahead;
+    claimed = claimed < 0 ? 0 : claimed > ahead ? ahead : claimed;
     out.counts[IE_STATE_IN_PROGRESS] = (uint64_t)claimed;
     out.counts[IE_STATE_PENDING] = (uint64_t)(ahead - claimed);
     if (kept > (uint64_t)ahead + rows)
@@ -233,13 +251,14 @@ ie_inspect_status(sqlite3 *db, void (*info)(void *user, const ie_outbox_info *in
                   void (*cursor)(void *user, const ie_cursor_status *cursor), void *user, ie_error *err)
 {
     uint64_t  kept = 0;
+    int64_t   newest = 0;
     ie__look  look;
     ie_status status = ie__look_begin(&look, db, NULL, err);
 
     if (status == IE_OK)
-        status = info_tell(&look, &kept, info, user, err);
+        status = info_tell(&look, &kept, &newest, info, user, err);
     for (size_t i = 0; status == IE_OK && cursor != NULL && i < look.cursor_count; i++)
-        status = cursor_tell(&look, &look.cursors[i], kept, cursor, user, err);
+        status = cursor_tell(&look, &look.cursors[i], kept, newest, cursor, user, err);
     ie__look_end(&look);
     return status;
 }

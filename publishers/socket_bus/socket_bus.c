@@ -195,7 +195,7 @@ bus_on_status(void *user, const ie_bus_client_status *status)
 
     if (status->state == IE_BUS_CONNECTED)
         ie_publisher_log(self->env, IE_LOG_INFO, "connected to the bus");
-    else if (status->attempts == 1)
+    else if (status->attempts == 1 && status->state != IE_BUS_CLOSED)
         ie_publisher_log(self->env, IE_LOG_WARN, "no connection to the bus: %s", status->reason);
 }
 
