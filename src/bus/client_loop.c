@@ -1,0 +1,453 @@
+/* One connection after the other, on the client's own thread. */
+#include "client_parts.h"
+
+#include <stdio.h>
+
+static void client_try(ie_bus_client *client);
+static void client_connect_next(ie_bus_client *client, int last_error);
+
+/* ---- telling ---- */
+
+/* Tell everyone where we stand: those who wait, and the callback. */
+static void
+client_state_set(ie_bus_client *client, ie_bus_state state, uint32_t retry_ms)
+{
+    ie_bus_client_status status = {.size = sizeof status, .reason = ""};
+
+    client_lock(client);
+    client->state = state;
+    client->is_closed = state == IE_BUS_CLOSED;
+    client->is_offline = state == IE_BUS_REFUSED || state == IE_BUS_RECONNECTING;
+    if (client->is_offline) {
+        (void)snprintf(client->reason, sizeof client->reason, "%s", client->why);
+        client->reason_status = client->why_status;
+    }
+    (void)pthread_cond_broadcast(&client->changed);
+    client_unlock(client);
+    status.state = state;
+    status.retry_ms = retry_ms;
+    status.attempts = client->attempts;
+    if (state == IE_BUS_REFUSED || state == IE_BUS_RECONNECTING) {
+        status.reason = client->why;
+        status.code = client->why_code;
+    }
+    ie__log(&client->options.logger, client->attempts == 1 ? IE_LOG_WARN : IE_LOG_INFO, "client",
+            "%s: %s%s%s", client->url, ie_bus_state_name(state),
+            status.reason[0] != '\0' ? ": " : "", status.reason);
+    if (client->options.on_status != NULL)
+        client->options.on_status(client->options.user, &status);
+}
+
+/* ---- frames out ---- */
+
+void
+ie__client_write(ie_bus_client *client, const void *bytes, size_t size)
+{
+    if (client->stream != NULL)
+        (void)ie__stream_write(client->stream, bytes, size);
+}
+
+void
+ie__client_write_built(ie_bus_client *client, ie_buffer *buffer, ie__builder *b)
+{
+    if (ie__build_end(b) == IE_OK)
+        ie__client_write(client, buffer->data, buffer->size);
+    ie_buffer_fini(buffer);
+}
+
+void
+ie__client_write_empty(ie_bus_client *client, ie__frame_type type, uint32_t number)
+{
+    unsigned char frame[IE__PREFIX_BYTES];
+
+    ie__frame_prefix(frame, type, number, 0);
+    ie__client_write(client, frame, sizeof frame);
+}
+
+static void
+send_hello(ie_bus_client *client)
+{
+    unsigned char greeting[IE__GREETING_BYTES];
+    ie_buffer     buffer = {NULL, 0, 0};
+    ie__builder   b;
+
+    ie__greeting_put(greeting, IE__SP_EB2_CLIENT);
+    ie__client_write(client, greeting, sizeof greeting);
+    ie__build_begin(&b, &buffer, IE__HELLO, 0);
+    ie__build_u32(&b, IE__F_CAPABILITIES, 0);
+    ie__build_text(&b, IE__F_NAME, client->name);
+    ie__build_u32(&b, IE__F_MESSAGE_BYTES, IE__MESSAGE_MAX);
+    ie__build_u32(&b, IE__F_PING_MS, client->options.ping_interval_ms);
+    ie__client_write_built(client, &buffer, &b);
+}
+
+static void
+client_say_goodbye(ie_bus_client *client)
+{
+    unsigned char frame[IE__REASON_FRAME_MAX];
+
+    if (client->said_goodbye)
+        return;
+    client->said_goodbye = true;
+    ie__client_acks_flush(client);
+    ie__client_write(client, frame,
+                     ie__reason_frame(frame, IE__GOODBYE, 0, IE_BUS_CODE_DONE, "goodbye"));
+    client->phase = PHASE_LEAVING;
+}
+
+/* ---- the end of the client ---- */
+
+static void
+client_end(ie_bus_client *client)
+{
+    if (client->is_ended)
+        return;
+    client->is_ended = true;
+    ie__stream_close(client->stream);
+    client->stream = NULL;
+    client->phase = PHASE_IDLE;
+    if (client->is_resolving)
+        (void)uv_cancel((uv_req_t *)&client->resolve);
+    ie__client_take(client);
+    ie__client_flight_fail_all(client, IE_ECLOSED, "the client was closed");
+    client_state_set(client, IE_BUS_CLOSED, 0);
+    ie__net_fini(&client->net);
+    uv_close((uv_handle_t *)&client->timer, NULL);
+    uv_close((uv_handle_t *)&client->close_timer, NULL);
+    uv_close((uv_handle_t *)&client->async, NULL);
+}
+
+static void
+on_close_timeout(uv_timer_t *timer)
+{
+    client_end(timer->data);
+}
+
+/* Closing, and nothing left to wait for: say goodbye, or be done. */
+static void
+client_check_done(ie_bus_client *client)
+{
+    bool is_closing;
+    bool is_done;
+
+    if (client->is_ended)
+        return;
+    client_lock(client);
+    is_closing = client->is_closing;
+    is_done = client->unanswered == 0;
+    client_unlock(client);
+    if (client->phase == PHASE_OPEN && is_closing && is_done)
+        client_say_goodbye(client);
+    else if (is_closing && is_done && client->phase < PHASE_OPEN)
+        client_end(client);
+    else if (client->phase == PHASE_LEAVING && client->flight_sent == 0)
+        client_say_goodbye(client); /* the server wants us to go, and all answers are in */
+}
+
+/* ---- the end of a connection ---- */
+
+void
+ie__client_why(ie_bus_client *client, ie_status status, uint32_t code, const char *reason)
+{
+    if (client->why[0] != '\0')
+        return;
+    (void)snprintf(client->why, sizeof client->why, "%.190s", reason);
+    client->why_code = code;
+    client->why_status = status;
+}
+
+static void
+on_retry(uv_timer_t *timer)
+{
+    client_try(timer->data);
+}
+
+static uint64_t
+retry_delay(const ie_bus_client *client)
+{
+    uint64_t ceiling = client->options.reconnect_delay_ms;
+
+    for (uint32_t i = 0; i < client->attempts && ceiling < client->options.reconnect_delay_ms_max;
+         i++)
+        ceiling *= 2;
+    if (ceiling > client->options.reconnect_delay_ms_max)
+        ceiling = client->options.reconnect_delay_ms_max;
+    return ie__random_below(ceiling + 1);
+}
+
+/* This connection, or attempt, is over: tell, answer, and come again after a random while. */
+static void
+client_lost(ie_bus_client *client)
+{
+    uint64_t delay;
+    bool     is_closing;
+
+    ie__stream_close(client->stream);
+    client->stream = NULL;
+    client->phase = PHASE_IDLE;
+    client->said_goodbye = false;
+    client->ack_count = 0;
+    ie__framer_fini(&client->framer);
+    if (client->is_ended)
+        return;
+    client_lock(client);
+    is_closing = client->is_closing;
+    ie__client_subs_forget(client);
+    is_closing =
+        is_closing && client->flight_count == client->flight_sent && client->submitted.count == 0;
+    client_unlock(client);
+    if (is_closing) { /* nothing that another connection could help */
+        client_end(client);
+        return;
+    }
+    delay = retry_delay(client);
+    if (client->attempts < UINT32_MAX)
+        client->attempts++;
+    /* First the state, then the answers: who publishes again in an answer must meet it. */
+    client_state_set(client, client->was_refused ? IE_BUS_REFUSED : IE_BUS_RECONNECTING,
+                     (uint32_t)delay);
+    ie__client_flight_lost(client);
+    if ((client->options.flags & IE_BUS_CLIENT_FAIL_OFFLINE) != 0) {
+        ie__client_take(client);
+        ie__client_flight_fail_all(client, IE_EUNREACHABLE, client->why);
+    }
+    (void)uv_timer_start(&client->timer, on_retry, delay, 0);
+    client_check_done(client);
+}
+
+static void
+client_fail(ie_bus_client *client, ie_status status, uint32_t code, const char *reason)
+{
+    ie__client_why(client, status, code, reason);
+    client_lost(client);
+}
+
+static void
+on_attempt_timeout(uv_timer_t *timer)
+{
+    ie_bus_client *client = timer->data;
+
+    client_fail(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, "no answer from the bus in time");
+}
+
+/* ---- the stream ---- */
+
+static void
+on_data(void *owner, unsigned char *bytes, size_t size)
+{
+    ie_bus_client *client = owner;
+    ie_error       err = IE_ERROR_INIT;
+    ie_status      status;
+
+    client->heard_ms = (int64_t)uv_now(&client->loop);
+    client->pings = 0;
+    status = ie__framer_push(&client->framer, bytes, size, &ie__client_framer_ops, client, &err);
+    if (client->stream == NULL || status == IE_OK)
+        return;
+    ie__client_why(client, status, IE_BUS_CODE_NONE,
+                   err.message[0] != '\0' ? err.message : "the protocol was broken");
+    client_lost(client);
+}
+
+static void
+on_gone(void *owner, const char *reason)
+{
+    ie_bus_client *client = owner;
+
+    ie__client_why(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, reason);
+    client_lost(client);
+}
+
+static void
+before_flush(void *owner)
+{
+    ie_bus_client *client = owner;
+
+    ie__client_acks_flush(client);
+    client_check_done(client);
+}
+
+static void
+on_drained(void *owner)
+{
+    ie__client_send(owner);
+}
+
+static const ie__stream_ops STREAM_OPS = {on_data, on_gone, before_flush, on_drained};
+
+/* ---- connecting ---- */
+
+static void
+on_connected(void *owner, int error)
+{
+    ie_bus_client *client = owner;
+
+    if (error != 0) {
+        ie__stream_close(client->stream);
+        client->stream = NULL;
+        client_connect_next(client, error);
+        return;
+    }
+    client->phase = PHASE_GREETING;
+    client->heard_ms = (int64_t)uv_now(&client->loop);
+    ie__stream_user_timeout(client->stream, client->options.ping_interval_ms);
+    send_hello(client);
+}
+
+static void
+client_connect_next(ie_bus_client *client, int last_error)
+{
+    while (client->address_next < client->address_count) {
+        const struct sockaddr *address =
+            (const struct sockaddr *)&client->addresses[client->address_next++];
+        int error;
+
+        client->stream = ie__stream_new(&client->net, client->address.is_unix, &STREAM_OPS, client);
+        if (client->stream == NULL) {
+            client_fail(client, IE_ENOMEM, IE_BUS_CODE_NONE, "out of memory");
+            return;
+        }
+        error = ie__stream_connect(client->stream, address, client->address.path, on_connected);
+        if (error == 0)
+            return;
+        last_error = error;
+        ie__stream_close(client->stream);
+        client->stream = NULL;
+    }
+    client_fail(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, uv_strerror(last_error));
+}
+
+static void
+on_resolved(uv_getaddrinfo_t *request, int status, struct addrinfo *list)
+{
+    ie_bus_client *client = request->data;
+
+    client->is_resolving = false;
+    if (client->is_ended || client->phase != PHASE_CONNECTING) {
+        uv_freeaddrinfo(list);
+        return;
+    }
+    for (struct addrinfo *at = list; at != NULL && client->address_count < ADDRESSES_MAX;
+         at = at->ai_next)
+        if (at->ai_addrlen <= sizeof client->addresses[0])
+            memcpy(&client->addresses[client->address_count++], at->ai_addr, at->ai_addrlen);
+    uv_freeaddrinfo(list);
+    client_connect_next(client, status != 0 ? status : UV_EAI_NONAME);
+}
+
+static void
+client_try(ie_bus_client *client)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_family = AF_UNSPEC};
+    const int port = client->address.port != 0 ? client->address.port : IE__ADDRESS_PORT_DEFAULT;
+    char      service[16];
+    int       error;
+
+    if (client->is_resolving) { /* the last one is still out: names take their time */
+        (void)uv_timer_start(&client->timer, on_retry, 100, 0);
+        return;
+    }
+    client->phase = PHASE_CONNECTING;
+    client->why[0] = '\0';
+    client->why_code = IE_BUS_CODE_NONE;
+    client->why_status = IE_OK;
+    client->was_refused = false;
+    client->pings = 0;
+    client->address_count = client->address_next = 0;
+    client->framer.message_max = IE__HELLO_MESSAGE_MAX;
+    (void)uv_timer_start(&client->timer, on_attempt_timeout, client->options.connect_timeout_ms, 0);
+    if (client->address.is_unix ||
+        ie__address_numeric(&client->addresses[0], client->address.host, port)) {
+        client->address_count = 1;
+        client_connect_next(client, 0);
+        return;
+    }
+    (void)snprintf(service, sizeof service, "%d", port);
+    client->resolve.data = client;
+    error = uv_getaddrinfo(&client->loop, &client->resolve, on_resolved, client->address.host,
+                           service, &hints);
+    if (error != 0)
+        client_fail(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, uv_strerror(error));
+    else
+        client->is_resolving = true;
+}
+
+/* ---- connected ---- */
+
+/* While connected: is the server still there? Also picks up what memory forbade before. */
+static void
+on_heartbeat(uv_timer_t *timer)
+{
+    ie_bus_client *client = timer->data;
+    const int64_t  silent = (int64_t)uv_now(&client->loop) - client->heard_ms;
+
+    ie__client_subs_sync(client);
+    ie__client_take(client);
+    ie__client_send(client);
+    if (silent < (int64_t)client->options.ping_interval_ms * (client->pings + 1))
+        return;
+    if (client->pings >= client->options.ping_missed_max) {
+        client_fail(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, "the bus went silent");
+        return;
+    }
+    client->pings++;
+    ie__client_write_empty(client, IE__PING, client->pings);
+}
+
+void
+ie__client_opened(ie_bus_client *client, uint32_t data_bytes_max)
+{
+    const uint64_t every = client->options.ping_interval_ms / 4;
+
+    client->phase = PHASE_OPEN;
+    client->attempts = 0;
+    client->framer.message_max = IE__MESSAGE_MAX;
+    (void)uv_timer_start(&client->timer, on_heartbeat, every > 10 ? every : 10,
+                         every > 10 ? every : 10);
+    client_lock(client);
+    client->data_bytes_max = data_bytes_max;
+    ie__client_subs_ask(client);
+    client_unlock(client);
+    client_state_set(client, IE_BUS_CONNECTED, 0);
+    ie__client_take(client);
+    ie__client_send(client);
+}
+
+/* ---- the loop ---- */
+
+void
+ie__client_on_async(uv_async_t *async)
+{
+    ie_bus_client *client = async->data;
+    bool           is_closing;
+
+    if (client->is_ended)
+        return;
+    client_lock(client);
+    client->is_signalled = false;
+    is_closing = client->is_closing;
+    client_unlock(client);
+    ie__client_subs_sync(client);
+    ie__client_take(client);
+    ie__client_send(client);
+    if ((client->options.flags & IE_BUS_CLIENT_FAIL_OFFLINE) != 0 && client->is_offline)
+        ie__client_flight_fail_all(client, IE_EUNREACHABLE, client->why);
+    if (is_closing) {
+        if (!uv_is_active((uv_handle_t *)&client->close_timer))
+            (void)uv_timer_start(&client->close_timer, on_close_timeout,
+                                 client->options.close_timeout_ms, 0);
+        client_check_done(client);
+    }
+}
+
+void *
+ie__client_main(void *arg)
+{
+    ie_bus_client *client = arg;
+
+    ie__net_thread_enter("ie-client");
+    client_state_set(client, IE_BUS_CONNECTING, 0);
+    client_try(client);
+    (void)uv_run(&client->loop, UV_RUN_DEFAULT);
+    return NULL;
+}
