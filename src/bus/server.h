@@ -16,7 +16,7 @@
 #include "wire.h"
 
 #define IE__LISTEN_MAX 16
-#define IE__ACK_RUNS 32 /* runs of acknowledged publishes gathered per connection */
+#define IE__ACK_RUNS   32 /* runs of acknowledged publishes gathered per connection */
 
 typedef struct ie__conn  ie__conn;
 typedef struct ie__sub   ie__sub;
@@ -32,8 +32,8 @@ typedef struct ie__target {
 struct ie__sub {
     ie__target target; /* in the index when live */
     ie__conn  *conn;
-    ie__sub   *next;  /* of the connection */
-    ie__group *group; /* NULL: live */
+    ie__sub   *next;        /* of the connection */
+    ie__group *group;       /* NULL: live */
     int64_t    progress_ms; /* when it last acknowledged, or got its first delivery */
     uint32_t   id;
     uint32_t   flags;
@@ -49,7 +49,7 @@ struct ie__group {
     ie__sub  **members;
     size_t     member_count;
     size_t     member_max;
-    size_t     turn; /* whose it is next */
+    size_t     turn;  /* whose it is next */
     ie__held **queue; /* a ring: events that no member has credit for */
     size_t     queue_head;
     size_t     queue_count;
@@ -98,7 +98,7 @@ struct ie__conn {
     ie__conn      *next;
     ie__conn      *doomed_next;
     ie__sub       *subs;
-    ie__held      *held; /* its publishes that wait for acknowledgements */
+    ie__held      *held;       /* its publishes that wait for acknowledgements */
     ie__delivery  *deliveries; /* a ring */
     size_t         delivery_head;
     size_t         delivery_count;
@@ -118,7 +118,7 @@ struct ie__conn {
     bool           is_told;    /* that the bus is shutting down */
     bool           is_orderly; /* ends by goodbye, not by error */
     bool           is_pumping; /* paused groups are to go on once the output drained */
-    bool           may_speak; /* our greeting is out: last words will be understood */
+    bool           may_speak;  /* our greeting is out: last words will be understood */
     char          *name;
     char           peer[64];
     char           end_reason[160];

@@ -8,7 +8,7 @@
 #include <ie/event.h>
 
 /* The cache in front: topics, and all their answers together. */
-#define IE__TOPICS_CACHED_MAX 8192
+#define IE__TOPICS_CACHED_MAX         8192
 #define IE__TOPICS_CACHED_TARGETS_MAX 262144
 
 typedef struct ie__topics     ie__topics;

@@ -11,20 +11,20 @@
 
 /* ---- greeting: 00 'S' 'P' 00, protocol number, 00 00 ---- */
 #define IE__GREETING_BYTES 8
-#define IE__SP_EB1_BUS 170u
-#define IE__SP_EB1_CLIENT 171u
-#define IE__SP_EB2_CLIENT 172u
-#define IE__SP_EB2_BUS 173u
+#define IE__SP_EB1_BUS     170u
+#define IE__SP_EB1_CLIENT  171u
+#define IE__SP_EB2_CLIENT  172u
+#define IE__SP_EB2_BUS     173u
 
 /* ---- message: u64 length, then "eb", version and header length, type, u32 number, body ---- */
-#define IE__LENGTH_BYTES 8
-#define IE__HEADER_BYTES 8
-#define IE__EB2_VERSION 2u
+#define IE__LENGTH_BYTES      8
+#define IE__HEADER_BYTES      8
+#define IE__EB2_VERSION       2u
 #define IE__HELLO_MESSAGE_MAX 4096 /* a message before the hello is answered, and the hello */
 /* A message without its payload: every other field of an event at its limit, and room. */
 #define IE__RECORD_OVERHEAD_MAX 40960u
-#define IE__MESSAGE_MAX (IE_DATA_BYTES_MAX + IE__RECORD_OVERHEAD_MAX)
-#define IE__REASON_BYTES_MAX 500
+#define IE__MESSAGE_MAX         (IE_DATA_BYTES_MAX + IE__RECORD_OVERHEAD_MAX)
+#define IE__REASON_BYTES_MAX    500
 
 typedef enum ie__frame_type {
     IE__HELLO = 0x01,
@@ -49,7 +49,7 @@ typedef enum ie__frame_type {
 #define IE__FRAME_OPTIONAL 0x80u /* a type with this bit is skipped by who does not know it */
 
 /* Flags of PUBLISH are IE_BUS_PUBLISH_*, of SUBSCRIBE IE_BUS_SUBSCRIBE_*. */
-#define IE__PUBLISH_FLAGS (IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER | IE_BUS_PUBLISH_PERSISTENT)
+#define IE__PUBLISH_FLAGS   (IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER | IE_BUS_PUBLISH_PERSISTENT)
 #define IE__SUBSCRIBE_FLAGS (IE_BUS_SUBSCRIBE_ACK | IE_BUS_SUBSCRIBE_OWN)
 
 /* Fields of HELLO and WELCOME. */
@@ -211,11 +211,10 @@ typedef struct ie__builder {
     size_t     start;
     ie_status  status;
 } ie__builder;
-void      ie__build_begin(ie__builder *builder, ie_buffer *buffer, ie__frame_type type,
-                          uint32_t number);
-void      ie__build_bytes(ie__builder *builder, const void *bytes, size_t size);
-void      ie__build_u32(ie__builder *builder, unsigned tag, uint32_t value);
-void      ie__build_text(ie__builder *builder, unsigned tag, const char *text);
+void ie__build_begin(ie__builder *builder, ie_buffer *buffer, ie__frame_type type, uint32_t number);
+void ie__build_bytes(ie__builder *builder, const void *bytes, size_t size);
+void ie__build_u32(ie__builder *builder, unsigned tag, uint32_t value);
+void ie__build_text(ie__builder *builder, unsigned tag, const char *text);
 ie_status ie__build_end(ie__builder *builder); /* on failure the buffer is as before begin */
 
 /* PUBNACK, SUBREFUSED, NACK, ERROR, GOODBYE: u16 code, then the reason's text. */

@@ -11,7 +11,7 @@
 #include "url.h"
 
 #define IE__ADDRESS_PORT_DEFAULT 9100
-#define IE__ADDRESS_TEXT_SIZE 512
+#define IE__ADDRESS_TEXT_SIZE    512
 
 typedef struct ie__address {
     bool is_unix;

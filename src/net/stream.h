@@ -20,11 +20,11 @@
 
 #include "address.h"
 
-#define IE__NET_READ_BYTES 65536  /* one buffer per loop: a turn's input is used up at once */
+#define IE__NET_READ_BYTES  65536 /* one buffer per loop: a turn's input is used up at once */
 #define IE__NET_CHUNK_BYTES 16384 /* output is gathered in pieces of this */
 #define IE__NET_SHARE_BYTES 8192  /* from here on a body is shared instead of copied */
-#define IE__NET_LINGER_MS 2000    /* for the peer to read our last words */
-#define IE__NET_LINGER_MAX 256    /* streams that may linger at a time; the rest are cut */
+#define IE__NET_LINGER_MS   2000  /* for the peer to read our last words */
+#define IE__NET_LINGER_MAX  256   /* streams that may linger at a time; the rest are cut */
 
 /* Bytes that several queues share. */
 typedef struct ie__blob {
@@ -58,13 +58,13 @@ typedef struct ie__net {
     uv_check_t   check;
     uv_prepare_t prepare;
     uv_timer_t   linger_timer;
-    ie__stream  *dirty;   /* have output, or news, for the end of the turn */
+    ie__stream  *dirty; /* have output, or news, for the end of the turn */
     ie__stream  *lingering;
     size_t       linger_count;
     ie__chunk   *spare; /* a few chunks kept */
     size_t       spare_count;
-    size_t       memory_bytes; /* in chunks and shared bodies, by capacity */
-    size_t         pending_bytes; /* waiting in all streams */
+    size_t       memory_bytes;  /* in chunks and shared bodies, by capacity */
+    size_t       pending_bytes; /* waiting in all streams */
     uint64_t     bytes_in;
     uint64_t     bytes_out;
     void (*end_of_turn)(void *user); /* may be NULL; after all output was written */

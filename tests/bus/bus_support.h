@@ -12,8 +12,8 @@
 #define WAIT_MS 20000 /* for what must come; generous, because machines are busy */
 
 /* A server on a free loopback port (or options->listen). Fails the test when it does not start. */
-ie_bus_server *bus_start(ie_bus_server_options *options);
-ie_bus_server *bus_start_default(void);
+ie_bus_server      *bus_start(ie_bus_server_options *options);
+ie_bus_server      *bus_start_default(void);
 ie_bus_server_stats bus_stats(ie_bus_server *server);
 
 /* A raw connection to address 0 of the server; -1 when refused. */
@@ -48,7 +48,7 @@ typedef struct counter {
     atomic_ulong receivers; /* sum */
     atomic_uint  last_code;
     atomic_int   last_status;
-    atomic_int   result; /* what the handler returns */
+    atomic_int   result;     /* what the handler returns */
     atomic_bool  is_blocked; /* the handler waits while this is set */
     atomic_ulong out_of_order;
     atomic_long  last_number; /* in the data */
