@@ -3,13 +3,15 @@
  *
  *   bench_host mixed [--rounds N] [--milliseconds N] [--dir FOLDER]
  *       the application's transactions with one event each, as fast as they go, with and without a
- *       worker that publishes them; the two take turns
+ *       worker that publishes them, and with a relay by hand in its place; they take turns
  *   bench_host clean [--seconds N] [--events N] [--dir FOLDER]
  *       publishing with retention 0: does the table stay small; and removing so many published
  *       events against a raw DELETE in chunks
  */
 #include "bench.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -24,7 +26,21 @@ typedef struct host {
     bench_business business;
     bench_event    event;
     uint64_t       number;
+    int64_t        waits; /* times that the write lock was taken */
 } host;
+
+/* What sqlite3_busy_timeout() does, and it counts. */
+static int
+on_busy(void *user, int count)
+{
+    static const int DELAYS_MS[] = {1, 2, 5, 10, 15, 20, 25, 25, 25, 50, 50, 100};
+    const int        steps = (int)(sizeof DELAYS_MS / sizeof *DELAYS_MS);
+    host            *at = user;
+
+    at->waits++;
+    (void)sqlite3_sleep(DELAYS_MS[count < steps ? count : steps - 1]);
+    return count < 200;
+}
 
 static void
 host_open(host *at, const char *name)
@@ -36,6 +52,7 @@ host_open(host *at, const char *name)
     at->db = bench_db_open(at->path, "NORMAL");
     bench_schema(at->db);
     at->watcher = bench_db_open(at->path, "NORMAL");
+    (void)sqlite3_busy_handler(at->db, on_busy, at);
     bench_business_open(&at->business, at->db);
     bench_event_init(&at->event);
     if (ie_outbox_open(&at->outbox, at->db, NULL, &err) != IE_OK)
@@ -114,12 +131,81 @@ await_drained(const host *at, ie_worker *worker)
     }
 }
 
+/* ---- a relay by hand ---- */
+
+/* Reads up to 100 events, marks them by one UPDATE, and rests for a millisecond when there were
+ * fewer. */
+typedef struct relay {
+    pthread_t   thread;
+    const host *at;
+    atomic_bool is_stopping;
+    int64_t     position;
+} relay;
+
+static void *
+relay_main(void *arg)
+{
+    relay        *self = arg;
+    sqlite3      *db = bench_db_open(self->at->path, "NORMAL");
+    sqlite3_stmt *select = bench_prepare(db, "SELECT * FROM main.ie_event WHERE position > ?1"
+                                             " ORDER BY position LIMIT 100");
+    sqlite3_stmt *mark =
+        bench_prepare(db, "UPDATE main.floor_cursor SET position = ?1 WHERE name = 'relay'");
+    const struct timespec rest = {.tv_nsec = 1000000};
+
+    bench_exec(db, "PRAGMA wal_autocheckpoint=0");
+    while (!atomic_load(&self->is_stopping)) {
+        int     count = 0;
+        int64_t bytes = 0;
+
+        (void)sqlite3_bind_int64(select, 1, self->position);
+        for (; sqlite3_step(select) == SQLITE_ROW; count++) {
+            self->position = sqlite3_column_int64(select, 0);
+            for (int i = 1; i < sqlite3_column_count(select); i++)
+                if (sqlite3_column_text(select, i) != NULL)
+                    bytes += sqlite3_column_bytes(select, i);
+        }
+        (void)sqlite3_reset(select);
+        if (count > 0 && bytes > 0) {
+            (void)sqlite3_bind_int64(mark, 1, self->position);
+            bench_step(mark);
+        }
+        if (count < 100)
+            (void)nanosleep(&rest, NULL);
+    }
+    (void)sqlite3_finalize(select);
+    (void)sqlite3_finalize(mark);
+    bench_db_close(db);
+    return NULL;
+}
+
+static void
+relay_start(relay *self, const host *at)
+{
+    atomic_store(&self->is_stopping, false);
+    self->at = at;
+    self->position = bench_int(at->watcher, "SELECT ifnull(max(position), 0) FROM ie_event");
+    if (pthread_create(&self->thread, NULL, relay_main, self) != 0)
+        bench_die("no thread");
+}
+
+static void
+relay_stop(relay *self)
+{
+    atomic_store(&self->is_stopping, true);
+    (void)pthread_join(self->thread, NULL);
+}
+
 /* ---- with and without a worker ---- */
+
+typedef enum beside { B_ALONE, B_WORKER, B_RELAY, B_COUNT } beside;
 
 typedef struct tally {
     bench_samples samples;
     int64_t       count;
     int64_t       wall_ns;
+    int64_t       cpu_ns; /* of the application's thread */
+    int64_t       waits;
     int64_t       written;
     int64_t       lag;
 } tally;
@@ -128,8 +214,10 @@ static void
 publish_for(host *at, tally *of, int64_t ms)
 {
     const int64_t first = bench_now_ns();
+    const int64_t cpu = bench_thread_cpu_ns();
     int64_t       last = first;
 
+    at->waits = 0;
     while (last - first < ms * 1000000) {
         int64_t now;
 
@@ -140,16 +228,21 @@ publish_for(host *at, tally *of, int64_t ms)
         of->count++;
     }
     of->wall_ns += last - first;
+    of->cpu_ns += bench_thread_cpu_ns() - cpu;
+    of->waits += at->waits;
 }
 
 static void
-mixed_round(host *at, tally *of, bool has_worker, int64_t ms)
+mixed_turn(host *at, tally *of, beside what, int64_t ms)
 {
-    ie_worker *worker = has_worker ? worker_start(at, true) : NULL;
+    ie_worker *worker = what == B_WORKER ? worker_start(at, true) : NULL;
+    relay      by_hand;
     int64_t    behind;
 
     if (worker != NULL)
         await_drained(at, worker); /* what was published while there was none */
+    if (what == B_RELAY)
+        relay_start(&by_hand, at);
     of->written -= bench_written_bytes();
     publish_for(at, of, ms);
     if (worker != NULL) {
@@ -158,6 +251,8 @@ mixed_round(host *at, tally *of, bool has_worker, int64_t ms)
             of->lag = behind;
         await_drained(at, worker);
     }
+    if (what == B_RELAY)
+        relay_stop(&by_hand);
     of->written += bench_written_bytes();
     ie_worker_close(worker);
 }
@@ -165,30 +260,35 @@ mixed_round(host *at, tally *of, bool has_worker, int64_t ms)
 static void
 measure_mixed(int64_t rounds, int64_t ms)
 {
-    static const char *const NAMES[] = {"alone", "worker"};
+    static const char *const NAMES[B_COUNT] = {"alone", "worker", "relay"};
     host                     at;
-    tally                    of[2];
+    tally                    of[B_COUNT];
 
     memset(of, 0, sizeof of);
     host_open(&at, "mixed.db");
-    for (int64_t i = 0; i < 2 * rounds; i++)
-        mixed_round(&at, &of[i % 2], i % 2 == 1, ms);
-    for (int i = 0; i < 2; i++) {
-        bench_print("host_per_s", NAMES[i], (double)of[i].count * 1e9 / (double)of[i].wall_ns);
-        bench_print("host_p50_us", NAMES[i],
-                    (double)bench_percentile(&of[i].samples, 0.5) / 1e3);
-        bench_print("host_p99_us", NAMES[i],
-                    (double)bench_percentile(&of[i].samples, 0.99) / 1e3);
-        bench_print("host_bytes", NAMES[i], (double)of[i].written / (double)of[i].count);
+    for (int64_t i = 0; i < B_COUNT * rounds; i++)
+        mixed_turn(&at, &of[i % B_COUNT], (beside)(i % B_COUNT), ms);
+    for (int i = 0; i < B_COUNT; i++) {
+        const double count = (double)of[i].count;
+
+        bench_print("host_per_s", NAMES[i], count * 1e9 / (double)of[i].wall_ns);
+        bench_print("host_p50_us", NAMES[i], (double)bench_percentile(&of[i].samples, 0.5) / 1e3);
+        bench_print("host_p99_us", NAMES[i], (double)bench_percentile(&of[i].samples, 0.99) / 1e3);
+        bench_print("host_cpu_us", NAMES[i], (double)of[i].cpu_ns / 1e3 / count);
+        bench_print("host_waits_per_1000", NAMES[i], 1000.0 * (double)of[i].waits / count);
+        bench_print("host_bytes", NAMES[i], (double)of[i].written / count);
         bench_samples_fini(&of[i].samples);
     }
-    bench_print("host_lag_events", "worker", (double)of[1].lag);
+    bench_print("host_lag_events", "worker", (double)of[B_WORKER].lag);
     host_close(&at);
 }
 
 /* ---- cleaning ---- */
 
-#define ROWS_SQL "SELECT ifnull(max(position) - min(position) + 1, 0) FROM ie_event"
+/* Two queries: SQLite takes the ends of the table only where there is one aggregate. */
+#define ROWS_SQL                                                                                   \
+    "SELECT ifnull((SELECT max(position) FROM ie_event) - (SELECT min(position) FROM ie_event) + " \
+    "1, 0)"
 
 /* Rows that exist while events are published, each passed on and removed at once. */
 static void
