@@ -171,7 +171,7 @@ member_join(member *joining, const char *url, const char *pattern, ie_error *err
 {
     static const char *const NO_OPTIONS[] = {NULL};
     ie__url                  parsed;
-    const char              *name;
+    const char              *name = "";
     member                 **link;
     ie_status                status;
 
@@ -414,7 +414,7 @@ ie_memory_counters_get(ie_memory_counters *counters, const char *url, ie_error *
     ie_memory_counters       now = {.size = sizeof now};
     const size_t             size = counters->size;
     ie__url                  parsed;
-    const char              *name;
+    const char              *name = "";
     memory_channel          *channel;
     ie_status                status;
 
@@ -446,7 +446,7 @@ memory_open(void **self, const char *url, ie_publisher_env *env, ie_error *err)
     static const char *const OPTIONS[] = {"sink", NULL};
     memory_publisher        *publisher;
     ie__url                  parsed;
-    const char              *name;
+    const char              *name = "";
     bool                     is_sink;
     ie_status                status = name_parse(&name, &parsed, url, OPTIONS, err);
 
