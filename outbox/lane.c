@@ -40,8 +40,6 @@ dispatch_limit(ie__lane *lane)
         solo_first(lane);
         return 1;
     }
-    if (lane->wants_solo)
-        return 0;
     return lane->breaker == IE_BREAKER_TRYING ? 1 : lane->limit;
 }
 

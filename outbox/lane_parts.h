@@ -52,14 +52,16 @@ typedef struct slot {
     ie__batch      *batch;
     int64_t         position;
     uint64_t        hash; /* of the key; 0: no order to keep */
-    uint32_t        next; /* in the chain of its key */
+    uint32_t        next; /* in the chain of its key: the one that came after it, */
+    uint32_t        prev; /* and the one before it */
     uint32_t        link; /* in its bucket, while it is its chain's last */
     uint32_t        generation;
     atomic_int      state; /* a slot_state; S_SENT -> S_ANSWERED by any thread */
     outcome         outcome;
     ie_verdict      verdict;
     bool            is_retry; /* comes from a delivery, not from the window */
-    bool            is_last;  /* stands in a bucket */
+    bool            is_chained;
+    bool            is_last; /* of its chain: stands in a bucket */
     uint32_t        attempts;
     uint32_t        claims;
     uint32_t        delay_ms;
@@ -146,7 +148,7 @@ struct ie__lane {
     int64_t  due_asked_ms;   /* wall: when it was asked for; a clock that goes back shows here */
     bool     is_set_back;    /* the wall clock went back: retries that lie too far ahead are due */
     bool     due_stalled;    /* more is due than can be taken before something is answered */
-    bool     wants_solo;     /* a suspect delivery is due: hand out nothing until it can go alone */
+    bool     wants_solo;     /* a suspect delivery is due: read nothing until it can go alone */
     uint32_t solo;           /* slot of the suspect delivery that goes alone, or NONE */
     int64_t  timeout_check_ms;
     bool     blocked_noted;

@@ -17,6 +17,19 @@ is_routed(const ie__lane *lane, const ie_event *event)
     return false;
 }
 
+/* Is an event of its key, from the window as well and before it, held but not yet written down? */
+static bool
+is_behind_held(const ie__lane *lane, const slot *at)
+{
+    uint32_t before = at->prev;
+
+    while (before != NONE && lane->slots[before].is_retry)
+        before = lane->slots[before].prev;
+    return before != NONE && state_of(&lane->slots[before]) == S_FINAL &&
+           ie__holds_its_key(lane->slots[before].outcome) &&
+           lane->slots[before].position < at->position;
+}
+
 /* Its place among the events of its key: at once, behind one in flight, or behind one that is held.
  */
 static ie_status
@@ -38,13 +51,11 @@ slot_line_up(ie__lane *lane, uint32_t index, ie_error *err)
     if (status != IE_OK)
         return status;
     before = ie__chain_append(lane, index);
-    /* Held in the table goes first: between the one in flight and this one others may be blocked.
-     */
-    if (!is_held && before != NONE && state_of(&lane->slots[before]) != S_FINAL)
-        state_set(at, S_WAITING);
-    else if (is_held || (before != NONE && ie__holds_its_key(lane->slots[before].outcome) &&
-                         lane->slots[before].position < at->position))
+    /* Held goes first: between one in flight and this one, others may be blocked. */
+    if (is_held || is_behind_held(lane, at))
         ie__slot_finish(lane, index, O_BLOCKED, "waits behind an event of its key");
+    else if (before != NONE && state_of(&lane->slots[before]) != S_FINAL)
+        state_set(at, S_WAITING);
     else
         ie__ready_push(lane, index); /* a retry goes before the later ones that wait for it */
     return IE_OK;
@@ -160,7 +171,7 @@ ie__lane_read(ie__lane *lane, ie_error *err)
     size_t    taken = 0;
     ie_status status = IE_OK;
 
-    if (room == 0)
+    if (room == 0 || lane->wants_solo)
         return IE_OK;
     while (status == IE_OK && taken < room) {
         ie__batch    *batch = ie__lane_batch(lane);

@@ -90,19 +90,20 @@ ie__chain_append(ie__lane *lane, uint32_t index)
     uint32_t *link = &lane->buckets[at->hash & lane->bucket_mask];
 
     at->next = NONE;
+    at->is_chained = true;
     at->is_last = true;
     while (*link != NONE && !same_chain(lane, &lane->slots[*link], at))
         link = &lane->slots[*link].link;
-    const uint32_t before = *link;
-    if (before != NONE) {
-        at->link = lane->slots[before].link;
-        lane->slots[before].next = index;
-        lane->slots[before].is_last = false;
+    at->prev = *link;
+    if (at->prev != NONE) {
+        at->link = lane->slots[at->prev].link;
+        lane->slots[at->prev].next = index;
+        lane->slots[at->prev].is_last = false;
     } else {
         at->link = NONE;
     }
     *link = index;
-    return before;
+    return at->prev;
 }
 
 static void
@@ -111,12 +112,25 @@ chain_leave(ie__lane *lane, uint32_t index)
     slot     *at = &lane->slots[index];
     uint32_t *link;
 
+    if (!at->is_chained)
+        return;
+    at->is_chained = false;
+    if (at->next != NONE)
+        lane->slots[at->next].prev = at->prev;
+    if (at->prev != NONE)
+        lane->slots[at->prev].next = at->next;
     if (!at->is_last)
         return;
     at->is_last = false;
     for (link = &lane->buckets[at->hash & lane->bucket_mask]; *link != index;)
         link = &lane->slots[*link].link;
-    *link = at->link;
+    if (at->prev != NONE) { /* a retry goes, the events that wait for it are still here */
+        lane->slots[at->prev].link = at->link;
+        lane->slots[at->prev].is_last = true;
+        *link = at->prev;
+    } else {
+        *link = at->link;
+    }
 }
 
 void
@@ -196,7 +210,9 @@ ie__slot_fill(ie__lane *lane, uint32_t index, ie__batch *batch, bool is_retry)
     at->position = event->position;
     at->hash = 0;
     at->next = NONE;
+    at->prev = NONE;
     at->link = NONE;
+    at->is_chained = false;
     at->outcome = O_PUBLISHED;
     at->verdict = IE_DELIVERED;
     at->is_retry = is_retry;
