@@ -114,8 +114,7 @@ bench_samples_add(bench_samples *samples, int64_t value)
 {
     if (samples->count == samples->capacity) {
         samples->capacity = samples->capacity != 0 ? 2 * samples->capacity : 4096;
-        samples->values =
-            realloc(samples->values, samples->capacity * sizeof *samples->values);
+        samples->values = realloc(samples->values, samples->capacity * sizeof *samples->values);
         if (samples->values == NULL)
             bench_die("out of memory");
     }
@@ -370,7 +369,8 @@ void
 bench_event_init(bench_event *event)
 {
     static const char DATA[] =
-        "{\"at\":10000000000000000000,\"order\":\"O-2025-0012345\",\"customer\":\"customer-0000001\","
+        "{\"at\":10000000000000000000,\"order\":\"O-2025-0012345\",\"customer\":\"customer-"
+        "0000001\","
         "\"currency\":\"EUR\",\"total\":1299.90,\"items\":[{\"sku\":\"AB-1001\",\"quantity\":2,"
         "\"price\":499.95},{\"sku\":\"CD-2002\",\"quantity\":1,\"price\":300.00}],\"note\":\"";
     size_t at = sizeof DATA - 1;
@@ -380,7 +380,8 @@ bench_event_init(bench_event *event)
     while (at < BENCH_DATA_BYTES - 2)
         event->data[at++] = 'x';
     memcpy(event->data + at, "\"}", 2);
-    event->headers[0] = (ie_header){.name = "correlation", .value = "0af7651916cd43dd8448eb211c80319c"};
+    event->headers[0] =
+        (ie_header){.name = "correlation", .value = "0af7651916cd43dd8448eb211c80319c"};
     event->headers[1] = (ie_header){.name = "spanid", .value = "b7ad6b7169203331"};
     event->event = (ie_event)IE_EVENT_INIT;
     event->event.topic = "orders.created";
@@ -432,11 +433,12 @@ bench_raw_insert(sqlite3 *db, const char *table)
     const bool is_ours = strcmp(table, "ie_event") == 0;
     char       sql[512];
 
-    (void)snprintf(sql, sizeof sql,
-                   "INSERT INTO main.%s (id, topic, key, type, source, time, not_before, expires_at,"
-                   " content_type, headers, dedupe_key, data, %s)"
-                   " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, %d)",
-                   table, is_ours ? "checked" : "state", is_ours ? 1 : 0);
+    (void)snprintf(
+        sql, sizeof sql,
+        "INSERT INTO main.%s (id, topic, key, type, source, time, not_before, expires_at,"
+        " content_type, headers, dedupe_key, data, %s)"
+        " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, %d)",
+        table, is_ours ? "checked" : "state", is_ours ? 1 : 0);
     return bench_prepare(db, sql);
 }
 
@@ -456,8 +458,8 @@ bench_raw_put(sqlite3_stmt *insert, const bench_event *event, uint64_t number)
 {
     static const char HEADERS[] =
         "{\"correlation\":\"0af7651916cd43dd8448eb211c80319c\",\"spanid\":\"b7ad6b7169203331\"}";
-    char              id[IE_ID_SIZE];
-    struct timespec   now;
+    char            id[IE_ID_SIZE];
+    struct timespec now;
 
     raw_id(id, number);
     (void)clock_gettime(CLOCK_REALTIME, &now);

@@ -57,7 +57,8 @@ sqlite3_stmt *bench_prepare(sqlite3 *db, const char *sql);
 void          bench_step(sqlite3_stmt *stmt); /* a statement without rows */
 /* The tables of ie, the account table with its rows, and the floor's own cursor. */
 void bench_schema(sqlite3 *db);
-/* What people write by hand: the same columns and a state, with a partial index on what is pending. */
+/* What people write by hand: the same columns and a state, with a partial index on what is pending.
+ */
 void bench_state_schema(sqlite3 *db);
 /* Pending events, a thousand in each transaction: ie_event by ie_publish(), others by raw SQL. */
 void bench_fill(sqlite3 *db, const char *table, int64_t count);
@@ -76,7 +77,8 @@ void bench_business_commit(bench_business *business);
 
 /* ---- the event ---- */
 
-/* Topic 14 bytes, key 16, type 15, two headers that are 78 bytes as stored, data 256 bytes of JSON. */
+/* Topic 14 bytes, key 16, type 15, two headers that are 78 bytes as stored, data 256 bytes of JSON.
+ */
 typedef struct bench_event {
     ie_event  event;
     ie_header headers[2];

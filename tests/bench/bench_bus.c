@@ -315,8 +315,8 @@ bus_start(part *bus, part *subscriber, char *url, size_t size, const char *mode,
 {
     char  number[32];
     char *bus_args[] = {(char *)"bench_bus", (char *)"part-bus", NULL};
-    char *subscriber_args[] = {(char *)"bench_bus", (char *)"part-subscriber", url, (char *)mode,
-                               number, NULL};
+    char *subscriber_args[] = {
+        (char *)"bench_bus", (char *)"part-subscriber", url, (char *)mode, number, NULL};
 
     (void)snprintf(number, sizeof number, "%lld", (long long)count);
     part_start(bus, bus_args);
@@ -385,9 +385,9 @@ measure_latency(int argc, char **argv)
     char          rate_text[32];
     char          count_text[32];
     char          line[64];
-    char *worker_args[] = {(char *)"bench_bus", (char *)"part-worker", path, url, NULL};
-    char *application_args[] = {(char *)"bench_bus", (char *)"part-application", path, rate_text,
-                                count_text, NULL};
+    char         *worker_args[] = {(char *)"bench_bus", (char *)"part-worker", path, url, NULL};
+    char         *application_args[] = {
+                (char *)"bench_bus", (char *)"part-application", path, rate_text, count_text, NULL};
 
     (void)snprintf(rate_text, sizeof rate_text, "%lld", (long long)rate);
     (void)snprintf(count_text, sizeof count_text, "%lld", (long long)count);

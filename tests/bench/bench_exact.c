@@ -1,7 +1,7 @@
 /*
  * The two figures that are the same on every machine, asserted: bytes that the application writes
- * for one UPDATE and one event, and bytes that the worker writes for each event that it publishes in
- * batches of 100. Beside them the same by raw SQLite.
+ * for one UPDATE and one event, and bytes that the worker writes for each event that it publishes
+ * in batches of 100. Beside them the same by raw SQLite.
  */
 #include "bench.h"
 

@@ -317,8 +317,7 @@ measure_growth(int64_t seconds)
             look_ns = now + 50000000;
         }
     }
-    bench_print("growth_per_s", "ours",
-                (double)at.number * 1e9 / (double)(bench_now_ns() - wall));
+    bench_print("growth_per_s", "ours", (double)at.number * 1e9 / (double)(bench_now_ns() - wall));
     bench_print("growth_rows", "first-half", (double)rows_first);
     bench_print("growth_rows", "second-half", (double)rows_second);
     bench_print("growth_lag_events", "ours", (double)lag(&at, worker));
