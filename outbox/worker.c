@@ -26,6 +26,9 @@
 #define DESTINATIONS_MAX     64
 #define PROCESSORS_MAX       64
 #define LOOK_PAUSE_NS        200000 /* between looks while news keep coming: see look_pause() */
+#define STREAM_PAUSE_NS      500000 /* between looks in a stream of commits: see worker_streams() */
+#define STREAM_LOOKS         16     /* that found something, one after the other, make a stream */
+#define STREAM_MISSES        3      /* that found nothing end it */
 #define CLEAN_SLICE_MS       20     /* of each round belong to cleaning at most */
 #define IN_PLACE_INTERVAL_MS 1000
 
@@ -71,6 +74,8 @@ struct ie_worker {
     size_t                duty_count;
     int64_t               last_look_ns;
     int                   ladder; /* next step, LADDER_STEPS when not climbing */
+    int                   streak; /* looks in a row that found something; misses in a stream */
+    bool                  is_streaming;
     bool                  more_to_clean;
     bool                  more_to_expire;
     int64_t               quiet_until_ms; /* the same error is not reported twice in a row */
@@ -337,7 +342,7 @@ look_pause(const ie_worker *worker, int64_t now_ns)
 static void
 worker_wait(ie_worker *worker, int64_t wait_ns)
 {
-    const bool      is_deaf = look_pause(worker, ie__mono_ns()) > 0;
+    const bool      is_deaf = worker->is_streaming || look_pause(worker, ie__mono_ns()) > 0;
     struct pollfd   fds[2] = {{.fd = worker->event_fd, .events = POLLIN},
                               {.fd = is_deaf ? -1 : ie__watch_fd(worker->watch), .events = POLLIN}};
     uint64_t        count;
@@ -355,25 +360,58 @@ worker_wait(ie_worker *worker, int64_t wait_ns)
 }
 
 /*
- * Is it time to look into the log? At once when told to; after a write to the file in growing
- * pauses until the commit shows; at the latest after poll_ms.
+ * A host that commits all the time pays for each write to a file that is watched. In such a stream
+ * we take the watch away and look by the clock, until there was nothing for a while.
  */
+static bool
+worker_streams(ie_worker *worker, int64_t now_ns)
+{
+    if (now_ns - worker->last_look_ns < STREAM_PAUSE_NS)
+        return false;
+    worker->last_look_ns = now_ns;
+    if (has_changed(worker)) {
+        worker->streak = 0;
+        return true;
+    }
+    if (++worker->streak < STREAM_MISSES)
+        return false;
+    worker->is_streaming = false;
+    worker->streak = 0;
+    ie__watch_resume(worker->watch);
+    worker->ladder = 0; /* a commit just before told nobody */
+    return false;
+}
+
+/* A write to the file was seen: look in growing pauses until the commit shows. */
+static bool
+worker_climbs(ie_worker *worker, int64_t now_ns)
+{
+    if (worker->ladder == LADDER_STEPS || look_pause(worker, now_ns) > 0)
+        return false;
+    if (!has_changed(worker)) {
+        worker->ladder++;
+        return false;
+    }
+    worker->ladder = LADDER_STEPS;
+    worker->streak = now_ns - worker->last_look_ns < 3 * LOOK_PAUSE_NS ? worker->streak + 1 : 0;
+    if (worker->streak >= STREAM_LOOKS) {
+        worker->is_streaming = true;
+        worker->streak = 0;
+        ie__watch_pause(worker->watch);
+    }
+    return true;
+}
+
+/* Is it time to look into the log? At once when told to, and at the latest after poll_ms. */
 static bool
 worker_looks(ie_worker *worker, int64_t now_ns)
 {
-    bool has_news = false;
+    bool has_news =
+        worker->is_streaming ? worker_streams(worker, now_ns) : worker_climbs(worker, now_ns);
 
     if (atomic_exchange(&worker->is_woken, false)) {
         atomic_fetch_add(&worker->n_wakes, 1);
         has_news = true;
-    }
-    if (worker->ladder < LADDER_STEPS && look_pause(worker, now_ns) <= 0) {
-        if (has_changed(worker)) {
-            worker->ladder = LADDER_STEPS;
-            has_news = true;
-        } else {
-            worker->ladder++;
-        }
     }
     if (!has_news && now_ns - worker->last_look_ns >= (int64_t)worker->options.poll_ms * 1000000) {
         atomic_fetch_add(&worker->n_polls, 1);
@@ -398,7 +436,12 @@ wait_for(const ie_worker *worker, const round *last, int64_t now_ns)
         if (left_ms * 1000000 < wait_ns)
             wait_ns = left_ms * 1000000;
     }
-    if (worker->ladder < LADDER_STEPS) {
+    if (worker->is_streaming) {
+        const int64_t step_ns = worker->last_look_ns + STREAM_PAUSE_NS - now_ns;
+
+        if (step_ns < wait_ns)
+            wait_ns = step_ns;
+    } else if (worker->ladder < LADDER_STEPS) {
         const int64_t pause_ns = look_pause(worker, now_ns);
         const int64_t step_ns = pause_ns > 0 ? pause_ns : LADDER_NS[worker->ladder];
 

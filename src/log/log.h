@@ -247,6 +247,11 @@ typedef struct ie__watch ie__watch;
 ie_status                ie__watch_open(ie__watch **out, const char *db_path, ie_error *err);
 int  ie__watch_fd(const ie__watch *watch); /* readable: something was written; -1: no inotify */
 void ie__watch_drain(ie__watch *watch);    /* forget what was seen; re-arms after WAL changes */
+/* While commits come without end every write to a watched file costs the writer; the caller looks
+ * by the clock meanwhile. After resume it must look once more: a commit in between has told nobody.
+ */
+void ie__watch_pause(ie__watch *watch);
+void ie__watch_resume(ie__watch *watch);
 void ie__watch_close(ie__watch *watch);
 
 #endif

@@ -17,6 +17,9 @@
 struct ie__watch {
     int   fd;
     int   folder;
+    int   wal_watch; /* -1: none */
+    int   db_watch;
+    bool  is_paused;
     char *db;
     char *wal;
     char *name; /* of the -wal inside its folder */
@@ -26,8 +29,8 @@ static void
 watch_files(ie__watch *watch)
 {
     /* Both may be missing at the moment: the folder tells when the -wal appears. */
-    (void)inotify_add_watch(watch->fd, watch->wal, IN_MODIFY);
-    (void)inotify_add_watch(watch->fd, watch->db, IN_MODIFY); /* rollback journal modes */
+    watch->wal_watch = inotify_add_watch(watch->fd, watch->wal, IN_MODIFY);
+    watch->db_watch = inotify_add_watch(watch->fd, watch->db, IN_MODIFY); /* rollback journals */
 }
 
 ie_status
@@ -39,7 +42,7 @@ ie__watch_open(ie__watch **out, const char *db_path, ie_error *err)
     char        *slash = folder != NULL ? strrchr(folder, '/') : NULL;
 
     if (watch != NULL) {
-        watch->fd = -1;
+        watch->fd = watch->wal_watch = watch->db_watch = -1;
         watch->db = ie__strdup(db_path);
         watch->wal = ie__alloc(size);
     }
@@ -88,8 +91,32 @@ ie__watch_drain(ie__watch *watch)
             at += (ssize_t)(sizeof *event + event->len);
         }
     }
-    if (is_new)
+    if (is_new && !watch->is_paused)
         watch_files(watch);
+}
+
+void
+ie__watch_pause(ie__watch *watch)
+{
+    if (watch->fd < 0 || watch->is_paused)
+        return;
+    watch->is_paused = true;
+    if (watch->wal_watch >= 0)
+        (void)inotify_rm_watch(watch->fd, watch->wal_watch);
+    if (watch->db_watch >= 0)
+        (void)inotify_rm_watch(watch->fd, watch->db_watch);
+    watch->wal_watch = watch->db_watch = -1;
+    ie__watch_drain(watch);
+}
+
+void
+ie__watch_resume(ie__watch *watch)
+{
+    if (watch->fd < 0 || !watch->is_paused)
+        return;
+    watch->is_paused = false;
+    ie__watch_drain(watch);
+    watch_files(watch);
 }
 
 void
