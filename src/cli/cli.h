@@ -94,6 +94,7 @@ cli_exit cli_exit_of(ie_status status);
 /* Flush stdout; CLI_OK becomes CLI_FAILED when something could not be written. A reader that has
  * gone (head, less) is no failure. */
 cli_exit cli_finish(cli_exit code);
+void     cli_flush(void); /* so that what comes on stderr comes after it */
 bool     cli_is_terminal(void); /* stdout */
 ie_logger cli_logger(const cli *self); /* to stderr; -q and -v */
 

@@ -260,7 +260,7 @@ cli_outbox_status(cli *self)
     if (code == CLI_OK && to.count == 0 && !to.is_json)
         note(&to, "no destination yet, %" PRIu64 " events wait; 'ie relay %s --to URL' publishes them", to.kept,
              self->operands[0]);
-    (void)fflush(stdout);
+    cli_flush();
     for (int i = 0; code == CLI_OK && i < to.note_count; i++)
         cli_say("%s", to.notes[i]);
     (void)sqlite3_close(db);
@@ -352,7 +352,7 @@ cli_outbox_ls(cli *self)
     if (code != CLI_OK)
         return code;
     code = list(self, db, &filter, &to);
-    (void)fflush(stdout);
+    cli_flush();
     if (code == CLI_OK && to.count == 0 && cli_is_terminal())
         cli_say("no event matches");
     else if (code == CLI_OK && cli_is_terminal() && !to.is_json &&
@@ -514,7 +514,7 @@ preview(cli *self, sqlite3 *db, const ie_filter *filter, const act *what, bool i
         return CLI_FAILED;
     }
     code = list(self, db, &own, &to);
-    (void)fflush(stdout);
+    cli_flush();
     if (code != CLI_OK)
         return code;
     if (to.count == 0) {

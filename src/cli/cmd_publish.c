@@ -200,10 +200,14 @@ store(sqlite3 *db, outgoing *out, int64_t *position)
 {
     ie_outbox *outbox = NULL;
     ie_error   error = IE_ERROR_INIT;
-    ie_status  status = ie_outbox_open(&outbox, db, NULL, &error);
+    ie_status  status = IE_OK;
 
-    if (status == IE_OK && sqlite3_exec(db, "BEGIN IMMEDIATE", NULL, NULL, NULL) != SQLITE_OK)
+    /* First the lock: one wait for it, and an outbox that is opened inside a transaction leaves alone
+     * what the application has noted of its own durability. */
+    if (sqlite3_exec(db, "BEGIN IMMEDIATE", NULL, NULL, NULL) != SQLITE_OK)
         status = ie_error_set(&error, IE_EBUSY, "cannot begin a transaction: %s", sqlite3_errmsg(db));
+    if (status == IE_OK)
+        status = ie_outbox_open(&outbox, db, NULL, &error);
     if (status == IE_OK)
         status = ie_publish(outbox, &out->event, out->event.id == NULL ? out->id : NULL, &error);
     if (status == IE_OK) {

@@ -162,7 +162,7 @@ help(int argc, char **argv)
     int                words = 0;
     const cli_command *command;
 
-    if (argc == 0 || is_help(argv[0]) || strcmp(argv[0], "help") == 0) {
+    if (argc == 0) {
         cli_help_all();
         return CLI_OK;
     }
@@ -189,6 +189,8 @@ dispatch(int argc, char **argv)
         return help(0, NULL);
     if (strcmp(argv[0], "--version") == 0)
         argv[0] += 2;
+    if (strcmp(argv[0], "help") == 0 && argc >= 2 && is_help(argv[1]))
+        return help(1, argv); /* the help of help */
     if (strcmp(argv[0], "help") == 0)
         return help(argc - 1, argv + 1);
     self.command = find(argc, argv, &words);

@@ -93,18 +93,23 @@ reader_is_gone(void)
     return poll(&out, 1, 0) == 1 && (out.revents & (POLLERR | POLLHUP)) != 0;
 }
 
+static int write_errno; /* of the first flush that failed */
+
+void
+cli_flush(void)
+{
+    if (fflush(stdout) != 0 && write_errno == 0)
+        write_errno = errno;
+}
+
 cli_exit
 cli_finish(cli_exit code)
 {
-    const bool failed = fflush(stdout) != 0;
-    const int  cause = errno;
-
-    if ((!failed && ferror(stdout) == 0) || reader_is_gone())
+    cli_flush();
+    if ((write_errno == 0 && ferror(stdout) == 0) || reader_is_gone())
         return code;
-    if (failed)
-        cli_say("cannot write to standard output: %s", strerror(cause));
-    else
-        cli_say("cannot write to standard output");
+    cli_say("cannot write to standard output%s%s", write_errno != 0 ? ": " : "",
+            write_errno != 0 ? strerror(write_errno) : "");
     return code == CLI_OK ? CLI_FAILED : code;
 }
 
