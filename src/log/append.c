@@ -64,7 +64,8 @@ ie__appender_close(ie__appender *appender)
     ie__free(appender);
 }
 
-/* What is not given needs no call: the statement comes with its bindings cleared, which are NULL. */
+/* What is not given needs no call: the statement comes with its bindings cleared, which are NULL.
+ */
 static int
 bind_text(sqlite3_stmt *stmt, int index, const char *text)
 {
@@ -111,8 +112,7 @@ bind_data(ie__appender *appender, int index, const ie_event *event)
 
     if (event->data_bytes == 0)
         return event->data == NULL ? SQLITE_OK : sqlite3_bind_zeroblob(stmt, index, 0);
-    if (is_text(event) &&
-        (!appender->is_utf16 || survives_utf16(event->data, event->data_bytes)))
+    if (is_text(event) && (!appender->is_utf16 || survives_utf16(event->data, event->data_bytes)))
         return sqlite3_bind_text(stmt, index, event->data, (int)event->data_bytes, SQLITE_STATIC);
     return sqlite3_bind_blob(stmt, index, event->data, (int)event->data_bytes, SQLITE_STATIC);
 }
