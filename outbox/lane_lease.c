@@ -95,10 +95,15 @@ ie__lane_take(ie__lane *lane, ie_error *err)
         lane->take_at_ms = now + (status == IE_ELEASE  ? retry_ms
                                   : status == IE_EBUSY ? BUSY_PAUSE_MS
                                                        : TROUBLE_PAUSE_MS);
+        /* Who only waits keeps nothing open: the destination may allow one of us (a file's lock).
+         */
+        if (status == IE_ELEASE && !lane->is_standby)
+            lane->is_standby = ie__runner_shut(lane->runner);
         return status;
     }
     ie__lane_reset(lane);
     lane->has_lease = true;
+    lane->is_standby = false;
     lane->lease_until_ms = now + lane->options->lease_ms;
     lane->renew_at_ms = now + lane->options->lease_ms / 3;
     lane->read_position = lane->cursor.position;

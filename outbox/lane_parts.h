@@ -118,7 +118,8 @@ struct ie__lane {
 
     ie__cursor cursor;
     bool       has_lease;
-    bool       is_lost; /* lease gone while events were in flight */
+    bool       is_lost;    /* lease gone while events were in flight */
+    bool       is_standby; /* someone else has the lease; the publisher is closed meanwhile */
     bool       bury_next;
     int64_t    lease_until_ms;
     int64_t    renew_at_ms;

@@ -67,7 +67,9 @@ file_close(sqlite3_file *file)
 static int
 file_read(sqlite3_file *file, void *out, int bytes, sqlite3_int64 at)
 {
-    return CALL(file, xRead, out, bytes, at);
+    const int rc = verdict(FAULT_READ, SQLITE_IOERR_READ);
+
+    return rc != SQLITE_OK ? rc : CALL(file, xRead, out, bytes, at);
 }
 
 static int

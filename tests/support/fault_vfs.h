@@ -1,4 +1,4 @@
-/* A SQLite VFS that fails the n-th write or sync: storage as bad as it can be, on order. */
+/* A SQLite VFS that fails the n-th write, sync or read: storage as bad as it can be, on order. */
 #ifndef IE_TEST_FAULT_VFS_H
 #define IE_TEST_FAULT_VFS_H
 
@@ -11,6 +11,7 @@
 #define FAULT_TRUNCATE 4u /* xTruncate */
 #define FAULT_DELETE   8u /* xDelete: the end of a rollback journal */
 #define FAULT_ALL      15u
+#define FAULT_READ     16u /* xRead; not in FAULT_ALL */
 
 /* Register the VFS under its name, for sqlite3_open_v2(); not as the default. Idempotent. */
 #define FAULT_VFS "fault"
