@@ -345,8 +345,12 @@ send_bus(cli *self, const outgoing *out, answer *to, ie_error *error)
     if (status != IE_OK)
         return status;
     status = ie_bus_client_publish(client, &out->event, flags, bus_answered, to, error);
-    if (status == IE_OK)
+    if (status == IE_OK) {
         answer_wait(to, out->timeout_ms);
+    } else if (status == IE_EUNREACHABLE) { /* known before we asked; the same answer as a moment later */
+        answer_put(to, status, error->message, 0, 0);
+        status = IE_OK;
+    }
     ie_bus_client_close(client);
     return status;
 }

@@ -227,13 +227,38 @@ relay_once(const cli *self, const ie_worker_options *options, int64_t timeout_ms
     return code;
 }
 
-static cli_exit
-relay_run(const cli *self, const ie_worker_options *options)
-{
-    ie_worker           *worker = NULL;
-    ie_destination_stats stats = {.size = sizeof stats};
-    ie_error             error = IE_ERROR_INIT;
+typedef struct totals { /* written by the worker's thread, read once it has ended */
+    uint64_t published;
+    uint64_t dead;
+} totals;
 
+static void
+count_published(void *user, const char *destination, const ie_event *event)
+{
+    (void)destination;
+    (void)event;
+    ((totals *)user)->published++;
+}
+
+static void
+count_dead(void *user, const char *destination, const ie_event *event, const char *reason)
+{
+    (void)destination;
+    (void)event;
+    (void)reason;
+    ((totals *)user)->dead++;
+}
+
+static cli_exit
+relay_run(const cli *self, ie_worker_options *options)
+{
+    totals     done = {0, 0};
+    ie_worker *worker = NULL;
+    ie_error   error = IE_ERROR_INIT;
+
+    options->on_published = count_published;
+    options->on_dead = count_dead;
+    options->user = &done;
     cli_wait_begin();
     if (ie_worker_start(&worker, options, &error) != IE_OK)
         return relay_fail(self, &error);
@@ -241,13 +266,12 @@ relay_run(const cli *self, const ie_worker_options *options)
         cli_say("relay of %s is running (cursor %s); stop it with Ctrl-C", self->operands[0],
                 options->destinations[0].name);
     (void)cli_wait(-1);
-    /* Before it stops: with its destinations gone there is nothing to count. */
-    if (ie_worker_get_destination_stats(worker, 0, &stats) == IE_OK && !cli_has(self, "quiet"))
-        cli_say("stopping; published %" PRIu64 ", dead %" PRIu64 " since the start", stats.published,
-                stats.dead);
     if (ie_worker_stop(worker, STOP_MS) != IE_OK)
-        cli_say("stopped; some answers did not come in time, those events are sent again");
+        cli_say("some answers did not come in time; those events are sent again");
     ie_worker_close(worker);
+    if (!cli_has(self, "quiet"))
+        cli_say("stopped; published %" PRIu64 ", dead %" PRIu64 " since the start", done.published,
+                done.dead);
     return CLI_OK;
 }
 
