@@ -150,7 +150,8 @@ step_round(ie__lane *lane, bool flush, ie_status *status, ie_error *err)
     ie__timeouts_check(lane);
     if (!lane->has_lease)
         return false;
-    if (ie__lane_must_mark(lane, flush))
+    /* While there is more to read the next batch comes first: fewer, larger marks. */
+    if (ie__lane_must_mark(lane, flush && lane->is_at_end))
         *status = ie__lane_mark(lane, err);
     if (*status != IE_OK || !lane->has_lease || now_boot(lane) < lane->pause_until_ms)
         return false;

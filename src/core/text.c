@@ -86,6 +86,16 @@ load_le(const unsigned char *at, size_t bytes)
 }
 
 static uint64_t
+load_le8(const unsigned char *at)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return ie__load8(at);
+#else
+    return load_le(at, 8);
+#endif
+}
+
+static uint64_t
 rotate(uint64_t word, unsigned bits)
 {
     return (word << bits) | (word >> (64 - bits));
@@ -115,7 +125,7 @@ siphash13(const void *bytes, size_t size, const uint64_t key[2])
     uint64_t last = (uint64_t)size << 56;
 
     for (; size >= 8; at += 8, size -= 8) {
-        const uint64_t word = load_le(at, 8);
+        const uint64_t word = load_le8(at);
 
         v[3] ^= word;
         sip_round(v);
