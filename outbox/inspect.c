@@ -1,6 +1,6 @@
 /*
- * Looking at an outbox: status and lists, from the database alone. Counting must stay cheap on millions
- * of rows: the whole table is counted by its pages, ranges only above a cursor.
+ * Looking at an outbox: status and lists, from the database alone. Counting must stay cheap on
+ * millions of rows: the whole table is counted by its pages, ranges only above a cursor.
  */
 #include <ie/inspect.h>
 
@@ -14,8 +14,8 @@
 #include "log.h"
 #include "look.h"
 
-#define LIST_LIMIT_DEFAULT 100
-#define COUNTED_MAX 100000 /* rows above a cursor that are counted one by one: some 10 ms */
+#define LIST_LIMIT_DEFAULT      100
+#define COUNTED_MAX             100000 /* rows above a cursor counted one by one: some 10 ms */
 #define CHANGES_PER_TRANSACTION 200 /* short, so that the host's commits do not wait */
 
 #define BIT(state) (1u << (state))
@@ -37,25 +37,27 @@ wal_bytes(sqlite3 *db)
     return wal != NULL && stat(wal, &st) == 0 ? (int64_t)st.st_size : 0;
 }
 
-/* A database whose tables were made by another tool has no history: then it is what we checked for. */
+/* A database whose tables were made by another tool has no history: then it is what we checked for.
+ */
 static ie_status
 schema_version(int *out, sqlite3 *db, ie_error *err)
 {
     int64_t   has_history = 0;
     int64_t   version = ie_migration_at(ie_migration_count() - 1)->version;
     ie_status status = ie__sql_int(
-        &has_history, db, "SELECT count(*) FROM main.sqlite_master WHERE name = 'ie_schema_history'", 0,
-        err);
+        &has_history, db,
+        "SELECT count(*) FROM main.sqlite_master WHERE name = 'ie_schema_history'", 0, err);
 
     if (status == IE_OK && has_history != 0)
-        status = ie__sql_int(&version, db, "SELECT max(version) FROM main.ie_schema_history", version, err);
+        status = ie__sql_int(&version, db, "SELECT max(version) FROM main.ie_schema_history",
+                             version, err);
     *out = (int)version;
     return status;
 }
 
 static ie_status
-info_tell(ie__look *look, uint64_t *kept, int64_t *newest, void (*tell)(void *user, const ie_outbox_info *info),
-          void *user, ie_error *err)
+info_tell(ie__look *look, uint64_t *kept, int64_t *newest,
+          void (*tell)(void *user, const ie_outbox_info *info), void *user, ie_error *err)
 {
     char           journal[16];
     char           durability[64];
@@ -65,14 +67,16 @@ info_tell(ie__look *look, uint64_t *kept, int64_t *newest, void (*tell)(void *us
     ie_status      status;
 
     memset(&info, 0, sizeof info);
-    status = ie__sql_int(&info.newest_position, look->db, "SELECT max(position) FROM main.ie_event", 0, err);
+    status = ie__sql_int(&info.newest_position, look->db, "SELECT max(position) FROM main.ie_event",
+                         0, err);
     if (status == IE_OK)
-        status = ie__sql_int(&info.oldest_position, look->db, "SELECT min(position) FROM main.ie_event",
-                             0, err);
+        status = ie__sql_int(&info.oldest_position, look->db,
+                             "SELECT min(position) FROM main.ie_event", 0, err);
     if (status == IE_OK)
         status = ie__sql_int(&count, look->db, "SELECT count(*) FROM main.ie_event", 0, err);
     if (status == IE_OK)
-        status = ie__sql_text(journal, sizeof journal, look->db, "PRAGMA main.journal_mode", "", err);
+        status =
+            ie__sql_text(journal, sizeof journal, look->db, "PRAGMA main.journal_mode", "", err);
     if (status == IE_OK)
         status = ie__sql_text(durability, sizeof durability, look->db,
                               "SELECT value FROM main.ie_meta WHERE name = 'durability'", "", err);
@@ -98,8 +102,8 @@ info_tell(ie__look *look, uint64_t *kept, int64_t *newest, void (*tell)(void *us
 
 /* One integer from a query about a cursor: ?1 its name, ?2 and ?3 two positions. */
 static ie_status
-cursor_int(int64_t *out, sqlite3 *db, const char *sql, const ie__look_cursor *cursor, int64_t second,
-           int64_t third, ie_error *err)
+cursor_int(int64_t *out, sqlite3 *db, const char *sql, const ie__look_cursor *cursor,
+           int64_t second, int64_t third, ie_error *err)
 {
     sqlite3_stmt *stmt = NULL;
     ie_status     status = ie__sql_prepare(&stmt, db, sql, err);
@@ -150,11 +154,12 @@ count_deliveries(ie__look *look, const ie__look_cursor *cursor, uint64_t counts[
 }
 
 /*
- * Events in (position, until]. Counted one by one while that is cheap; beyond, by their positions, which
- * are without gaps above a cursor unless somebody wrote or removed rows by hand.
+ * Events in (position, until]. Counted one by one while that is cheap; beyond, by their positions,
+ * which are without gaps above a cursor unless somebody wrote or removed rows by hand.
  */
 static ie_status
-count_range(int64_t *out, ie__look *look, const ie__look_cursor *cursor, int64_t until, ie_error *err)
+count_range(int64_t *out, ie__look *look, const ie__look_cursor *cursor, int64_t until,
+            ie_error *err)
 {
     char      sql[160];
     int64_t   rows = 0;
@@ -169,10 +174,11 @@ count_range(int64_t *out, ie__look *look, const ie__look_cursor *cursor, int64_t
         *out = until - cursor->position;
     /* The row of a strict order's head stands there too, and is counted under its state. */
     if (status == IE_OK)
-        status = cursor_int(&rows, look->db,
-                            "SELECT count(*) FROM main.ie_delivery WHERE cursor = ?1 AND position > ?2"
-                            " AND position <= ?3",
-                            cursor, cursor->position, until, err);
+        status =
+            cursor_int(&rows, look->db,
+                       "SELECT count(*) FROM main.ie_delivery WHERE cursor = ?1 AND position > ?2"
+                       " AND position <= ?3",
+                       cursor, cursor->position, until, err);
     *out -= rows;
     return status;
 }
@@ -248,7 +254,8 @@ cursor_tell(ie__look *look, const ie__look_cursor *cursor, uint64_t kept, int64_
 
 ie_status
 ie_inspect_status(sqlite3 *db, void (*info)(void *user, const ie_outbox_info *info),
-                  void (*cursor)(void *user, const ie_cursor_status *cursor), void *user, ie_error *err)
+                  void (*cursor)(void *user, const ie_cursor_status *cursor), void *user,
+                  ie_error *err)
 {
     uint64_t  kept = 0;
     int64_t   newest = 0;
@@ -342,8 +349,8 @@ state_list(char out[STATE_LIST_SIZE], uint32_t states)
     out[0] = '\0';
     for (unsigned i = 0; i < IE_STATE_COUNT; i++)
         if ((states & STATES_OF_ROWS & BIT(i)) != 0)
-            used += (size_t)snprintf(out + used, STATE_LIST_SIZE - used, "%s'%s'", used > 0 ? ", " : "",
-                                     ie_state_name((ie_state)i));
+            used += (size_t)snprintf(out + used, STATE_LIST_SIZE - used, "%s'%s'",
+                                     used > 0 ? ", " : "", ie_state_name((ie_state)i));
 }
 
 /* ---- lists ---- */
@@ -462,7 +469,8 @@ list_run(listing *list, ie_error *err)
     }
     while (status == IE_OK && !list->is_over && (rc = sqlite3_step(stmt)) == SQLITE_ROW)
         if (filter_takes_topic(own, ie__sql_column_text(stmt, 1)))
-            status = list_event(list, sqlite3_column_int64(stmt, 0), ie__sql_column_text(stmt, 1), err);
+            status =
+                list_event(list, sqlite3_column_int64(stmt, 0), ie__sql_column_text(stmt, 1), err);
     if (status == IE_OK && !list->is_over && rc != SQLITE_DONE)
         status = ie__sql_fail(list->look->db, rc, "list events", err);
     (void)sqlite3_finalize(stmt);
@@ -470,8 +478,8 @@ list_run(listing *list, ie_error *err)
 }
 
 ie_status
-ie_inspect_list(sqlite3 *db, const ie_filter *given, bool (*each)(void *user, const ie_event_status *event),
-                void *user, ie_error *err)
+ie_inspect_list(sqlite3 *db, const ie_filter                                 *given,
+                bool (*each)(void *user, const ie_event_status *event), void *user, ie_error *err)
 {
     bool      is_empty = false;
     wanted    own;
@@ -549,12 +557,13 @@ change_prepare(change *now, ie_error *err)
                   " reason = ?4 WHERE cursor = ?1 AND position = ?2",
             err);
     if (status == IE_OK)
-        status = ie__sql_prepare(&now->skip, now->db,
-                                 "UPDATE main.ie_cursor SET position = ?2, claimed_to = ?2,"
-                                 " epoch = epoch + 1, crashes = 0, claims = 0 WHERE name = ?1"
-                                 " AND position < ?2 AND NOT EXISTS (SELECT 1 FROM main.ie_event AS e"
-                                 " WHERE e.position > ie_cursor.position AND e.position < ?2)",
-                                 err);
+        status =
+            ie__sql_prepare(&now->skip, now->db,
+                            "UPDATE main.ie_cursor SET position = ?2, claimed_to = ?2,"
+                            " epoch = epoch + 1, crashes = 0, claims = 0 WHERE name = ?1"
+                            " AND position < ?2 AND NOT EXISTS (SELECT 1 FROM main.ie_event AS e"
+                            " WHERE e.position > ie_cursor.position AND e.position < ?2)",
+                            err);
     return status;
 }
 
@@ -622,7 +631,8 @@ change_release(change *now, const candidate *at, ie_error *err)
         (void)snprintf(now->deliveries_of, sizeof now->deliveries_of, "%s", at->cursor);
         status = ie__deliveries_open(&now->deliveries, now->db, NULL, at->cursor, err);
     }
-    return status == IE_OK ? ie__delivery_release_key(now->deliveries, at->key, &released, err) : status;
+    return status == IE_OK ? ie__delivery_release_key(now->deliveries, at->key, &released, err)
+                           : status;
 }
 
 static const ie__look_cursor *
@@ -712,7 +722,8 @@ see_first(void *user, const ie_event_status *event)
     first->any = true;
     first->state = event->state;
     first->expires_at_ms = event->event->expires_at_ms;
-    (void)snprintf(first->id, sizeof first->id, "%s", event->event->id != NULL ? event->event->id : "");
+    (void)snprintf(first->id, sizeof first->id, "%s",
+                   event->event->id != NULL ? event->event->id : "");
     return false;
 }
 
@@ -744,8 +755,8 @@ change_nothing(const change *now, ie_error *err)
                             "publish a new one",
                             first.id, expired);
     }
-    return ie_error_set(err, IE_ESTATE, "event %s is %s; only events that are %s can be %s", first.id,
-                        ie_state_name(first.state),
+    return ie_error_set(err, IE_ESTATE, "event %s is %s; only events that are %s can be %s",
+                        first.id, ie_state_name(first.state),
                         now->is_retry ? "dead, discarded or retrying"
                                       : "retrying, blocked, scheduled or dead",
                         verb);

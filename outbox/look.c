@@ -23,7 +23,8 @@ ie__look_split(char *text, char ***patterns, size_t *count, ie_error *err)
     if (list == NULL)
         return ie_error_set(err, IE_ENOMEM, "topics: out of memory");
     *count = 0;
-    for (char *at = strtok_r(text, ", \t\n", &save); at != NULL; at = strtok_r(NULL, ", \t\n", &save)) {
+    for (char *at = strtok_r(text, ", \t\n", &save); at != NULL;
+         at = strtok_r(NULL, ", \t\n", &save)) {
         if (*count == PATTERNS_MAX) {
             ie__free(list);
             return ie_error_set(err, IE_EINVAL, "topics: more than %d patterns", PATTERNS_MAX);
@@ -66,8 +67,20 @@ cursors_free(ie__look *look)
 }
 
 enum {
-    C_NAME, C_POSITION, C_CLAIMED_TO, C_EPOCH, C_OWNER, C_BOOT_ID, C_LEASE_UNTIL, C_SEEN_AT,
-    C_DESTINATION, C_TOPICS, C_ORDER, C_BREAKER, C_BREAKER_SINCE, C_BREAKER_UNTIL
+    C_NAME,
+    C_POSITION,
+    C_CLAIMED_TO,
+    C_EPOCH,
+    C_OWNER,
+    C_BOOT_ID,
+    C_LEASE_UNTIL,
+    C_SEEN_AT,
+    C_DESTINATION,
+    C_TOPICS,
+    C_ORDER,
+    C_BREAKER,
+    C_BREAKER_SINCE,
+    C_BREAKER_UNTIL
 };
 
 static void
@@ -100,7 +113,8 @@ cursor_fill(ie__look_cursor *cursor, sqlite3_stmt *stmt, int64_t now_ms, ie_erro
     (void)snprintf(cursor->destination, sizeof cursor->destination, "%s",
                    ie__sql_column_text(stmt, C_DESTINATION));
     (void)snprintf(cursor->order, sizeof cursor->order, "%s", ie__sql_column_text(stmt, C_ORDER));
-    (void)snprintf(cursor->breaker, sizeof cursor->breaker, "%s", ie__sql_column_text(stmt, C_BREAKER));
+    (void)snprintf(cursor->breaker, sizeof cursor->breaker, "%s",
+                   ie__sql_column_text(stmt, C_BREAKER));
     cursor_owner(cursor, stmt, now_ms);
     cursor->topics = ie__strdup(ie__sql_column_text(stmt, C_TOPICS));
     cursor->words = ie__strdup(cursor->topics);
@@ -115,9 +129,11 @@ cursor_missing(ie__look *look, const char *only, ie_error *err)
     char names[160];
 
     if (ie__sql_text(names, sizeof names, look->db,
-                     "SELECT group_concat(name, ', ') FROM main.ie_cursor", "none yet", err) != IE_OK)
+                     "SELECT group_concat(name, ', ') FROM main.ie_cursor", "none yet",
+                     err) != IE_OK)
         return err != NULL ? err->status : IE_EIO;
-    return ie_error_set(err, IE_ENOTFOUND, "no destination is named '%s'; there are: %s", only, names);
+    return ie_error_set(err, IE_ENOTFOUND, "no destination is named '%s'; there are: %s", only,
+                        names);
 }
 
 ie_status
@@ -130,12 +146,13 @@ ie__look_cursors(ie__look *look, const char *only, ie_error *err)
 
     cursors_free(look);
     look->now_ms = ie__wall_ms(&ie__system_clock);
-    status = ie__sql_prepare(&stmt, look->db,
-                             "SELECT name, position, claimed_to, epoch, owner, boot_id, lease_until,"
-                             " seen_at, destination, topics, event_order, breaker, breaker_since,"
-                             " breaker_until FROM main.ie_cursor WHERE ?1 IS NULL OR name = ?1"
-                             " ORDER BY name",
-                             err);
+    status =
+        ie__sql_prepare(&stmt, look->db,
+                        "SELECT name, position, claimed_to, epoch, owner, boot_id, lease_until,"
+                        " seen_at, destination, topics, event_order, breaker, breaker_since,"
+                        " breaker_until FROM main.ie_cursor WHERE ?1 IS NULL OR name = ?1"
+                        " ORDER BY name",
+                        err);
     if (status == IE_OK && only != NULL)
         (void)sqlite3_bind_text(stmt, 1, only, -1, SQLITE_STATIC);
     while (status == IE_OK && (rc = sqlite3_step(stmt)) == SQLITE_ROW) {
@@ -213,7 +230,8 @@ ie__look_end(ie__look *look)
 /* ---- one event ---- */
 
 ie_status
-ie__look_delivery(ie__look *look, const char *cursor, int64_t position, ie__look_row *row, ie_error *err)
+ie__look_delivery(ie__look *look, const char *cursor, int64_t position, ie__look_row *row,
+                  ie_error *err)
 {
     sqlite3_stmt *stmt = look->delivery;
     ie_status     status = IE_OK;
@@ -258,7 +276,8 @@ ie__look_state(const ie__look_cursor *cursor, const ie__look_row *row, int64_t p
         return row->state;
     if (position <= cursor->position)
         return IE_STATE_PUBLISHED;
-    return cursor->is_alive && position <= cursor->claimed_to ? IE_STATE_IN_PROGRESS : IE_STATE_PENDING;
+    return cursor->is_alive && position <= cursor->claimed_to ? IE_STATE_IN_PROGRESS
+                                                              : IE_STATE_PENDING;
 }
 
 bool
@@ -287,14 +306,18 @@ ie__look_span(char out[IE__SPAN_SIZE], int64_t ms)
         int64_t     unit_ms;
         const char *name;
     } units[] = {
-        {1000, 1, "ms"}, {60000, 1000, "s"}, {7200000, 60000, "min"}, {172800000, 3600000, "h"},
+        {1000, 1, "ms"},
+        {60000, 1000, "s"},
+        {7200000, 60000, "min"},
+        {172800000, 3600000, "h"},
     };
 
     if (ms < 0)
         ms = 0;
     for (size_t i = 0; i < sizeof units / sizeof units[0]; i++)
         if (ms < units[i].below_ms) {
-            (void)snprintf(out, IE__SPAN_SIZE, "%" PRId64 " %s", ms / units[i].unit_ms, units[i].name);
+            (void)snprintf(out, IE__SPAN_SIZE, "%" PRId64 " %s", ms / units[i].unit_ms,
+                           units[i].name);
             return;
         }
     (void)snprintf(out, IE__SPAN_SIZE, "%" PRId64 " days", ms / 86400000);

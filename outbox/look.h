@@ -1,6 +1,6 @@
 /*
- * What inspect.c and why.c share: the cursors as they stand at one moment, where an event is for one of
- * them, and times as people read them.
+ * What inspect.c and why.c share: the cursors as they stand at one moment, where an event is for
+ * one of them, and times as people read them.
  */
 #ifndef IE_LOOK_H
 #define IE_LOOK_H
@@ -16,10 +16,10 @@ typedef struct ie__look_cursor {
     char    name[IE__CURSOR_NAME_BYTES_MAX + 1];
     char    destination[256];
     char    order[8];
-    char    owner[IE__OWNER_SIZE];              /* "": nobody */
-    char    breaker[IE__REASON_BYTES_MAX + 1];  /* "": closed */
-    char   *topics;                             /* as given to the worker */
-    char   *words;                              /* the patterns, cut apart */
+    char    owner[IE__OWNER_SIZE];             /* "": nobody */
+    char    breaker[IE__REASON_BYTES_MAX + 1]; /* "": closed */
+    char   *topics;                            /* as given to the worker */
+    char   *words;                             /* the patterns, cut apart */
     char  **patterns;
     size_t  pattern_count;
     bool    is_alive; /* somebody holds the lease, and exists */
@@ -55,8 +55,8 @@ typedef struct ie__look {
 } ie__look;
 
 /*
- * Begin one consistent look: checks the schema, opens a read transaction (unless the caller has one)
- * and reads the cursors, or only one of them: IE_ENOTFOUND when there is no such.
+ * Begin one consistent look: checks the schema, opens a read transaction (unless the caller has
+ * one) and reads the cursors, or only one of them: IE_ENOTFOUND when there is no such.
  */
 ie_status ie__look_begin(ie__look *look, sqlite3 *db, const char *only, ie_error *err);
 void      ie__look_end(ie__look *look); /* also after a begin that failed */

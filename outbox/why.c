@@ -1,6 +1,6 @@
 /*
- * Why is this event where it is? One sentence, what it was concluded from, and the next command. The
- * list of answers is fixed: outbox/WHY.md documents it, and a test compares the two.
+ * Why is this event where it is? One sentence, what it was concluded from, and the next command.
+ * The list of answers is fixed: outbox/WHY.md documents it, and a test compares the two.
  */
 #include <ie/inspect.h>
 
@@ -13,12 +13,12 @@
 #include "look.h"
 
 #define DB_NAME_SIZE 1100
-#define TEXT_SIZE 1600
+#define TEXT_SIZE    1600
 
 static const char *const CODE_NAMES[] = {
-    "unknown-id", "no-destination", "worker-not-running", "not-routed", "pending",
-    "in-progress", "scheduled", "blocked", "retrying", "breaker-open",
-    "dead", "expired", "discarded", "published",
+    "unknown-id", "no-destination", "worker-not-running", "not-routed",   "pending", "in-progress",
+    "scheduled",  "blocked",        "retrying",           "breaker-open", "dead",    "expired",
+    "discarded",  "published",
 };
 
 typedef struct answer {
@@ -73,8 +73,8 @@ words(char *out, size_t size, const char *fmt, ...)
     out[ie__utf8_valid_prefix(out, strlen(out))] = '\0';
 }
 
-#define SAY(answer_, ...) words((answer_)->sentence, sizeof(answer_)->sentence, __VA_ARGS__)
-#define PROVE(answer_, ...) words((answer_)->evidence, sizeof(answer_)->evidence, __VA_ARGS__)
+#define SAY(answer_, ...)    words((answer_)->sentence, sizeof(answer_)->sentence, __VA_ARGS__)
+#define PROVE(answer_, ...)  words((answer_)->evidence, sizeof(answer_)->evidence, __VA_ARGS__)
 #define ADVISE(answer_, ...) words((answer_)->next, sizeof(answer_)->next, __VA_ARGS__)
 
 static const char *
@@ -114,21 +114,25 @@ answer_unknown(answer *a, const char *id, ie_error *err)
                              "SELECT time FROM main.ie_event ORDER BY position LIMIT 1", 0, err);
     if (status != IE_OK)
         return status;
-    SAY(a, "No event with the id %s is in this log: its transaction never committed, it was published or "
-           "ended and then removed after its retention, or it is in another database.",
+    SAY(a,
+        "No event with the id %s is in this log: its transaction never committed, it was published "
+        "or "
+        "ended and then removed after its retention, or it is in another database.",
         id);
     ie__look_when(oldest, a->look->now_ms, oldest_ms);
     if (count == 0)
         PROVE(a, "the log is empty");
     else if (made_ms > 0 && made_ms < oldest_ms) {
         ie__look_when(made, a->look->now_ms, made_ms);
-        PROVE(a, "the id was made %s, before the oldest of the %lld events that are kept, %s: removed "
-                 "after its retention is the likely one",
+        PROVE(a,
+              "the id was made %s, before the oldest of the %lld events that are kept, %s: removed "
+              "after its retention is the likely one",
               made, (long long)count, oldest);
     } else if (made_ms > 0 && made_ms <= a->look->now_ms + 60000) {
         ie__look_when(made, a->look->now_ms, made_ms);
-        PROVE(a, "the id was made %s, while the %lld events kept begin %s: not committed, or another "
-                 "database, is the likely one",
+        PROVE(a,
+              "the id was made %s, while the %lld events kept begin %s: not committed, or another "
+              "database, is the likely one",
               made, (long long)count, oldest);
     } else {
         PROVE(a, "the log keeps %lld events, the oldest from %s", (long long)count, oldest);
@@ -140,7 +144,8 @@ answer_unknown(answer *a, const char *id, ie_error *err)
 static void
 answer_no_destination(answer *a)
 {
-    SAY(a, "Nothing publishes from this database yet: the event is stored and waits for the first worker.");
+    SAY(a, "Nothing publishes from this database yet: the event is stored and waits for the first "
+           "worker.");
     PROVE(a, "it is at position %lld, and no destination has ever been served (ie_cursor is empty)",
           (long long)a->event->position);
     ADVISE(a, "ie relay %s --to socket://127.0.0.1:9100", a->db);
@@ -155,7 +160,9 @@ advise_relay(answer *a, const char *cursor, const char *topics)
     char to[900];
     char names[300];
 
-    shell_word(to, sizeof to, a->cursor->destination);
+    shell_word(to, sizeof to,
+               a->cursor->destination[0] != '\0' ? a->cursor->destination
+                                                 : "socket://127.0.0.1:9100");
     shell_word(names, sizeof names, topics);
     ADVISE(a, "ie relay %s --to %s --cursor %s%s%s%s%s", a->db, to, cursor,
            topics[0] != '\0' ? " --topics " : "", topics[0] != '\0' ? names : "",
@@ -170,8 +177,8 @@ other_trouble(const answer *a, char *out, size_t size)
     if (!a->row.exists)
         words(out, size, "it is committed at position %lld", (long long)a->event->position);
     else
-        words(out, size, "it is %s after %u attempts%s%s", ie_state_name(a->row.state), a->row.attempts,
-              a->row.reason[0] != '\0' ? ": " : "", a->row.reason);
+        words(out, size, "it is %s after %u attempts%s%s", ie_state_name(a->row.state),
+              a->row.attempts, a->row.reason[0] != '\0' ? ": " : "", a->row.reason);
 }
 
 static void
@@ -184,9 +191,13 @@ answer_no_worker(answer *a)
 
     ie__look_when(seen, a->look->now_ms, cursor->seen_at_ms);
     other_trouble(a, trouble, sizeof trouble);
-    SAY(a, "No worker is running for destination %s, so nothing is sent; the last sign of life was %s.",
-        cursor->name, seen);
-    if (cursor->owner[0] == '\0')
+    SAY(a,
+        "No worker is running for destination %s, so nothing is sent; the last sign of life was "
+        "%s.",
+        cursor->name, cursor->seen_at_ms != 0 ? seen : "never");
+    if (cursor->seen_at_ms == 0)
+        PROVE(a, "its row was made, but no worker ever took its lease; %s", trouble);
+    else if (cursor->owner[0] == '\0')
         PROVE(a, "the last worker gave its lease back; %s", trouble);
     else if (cursor->is_gone)
         PROVE(a, "process %ld, which held the lease, does not exist any more; %s",
@@ -276,7 +287,8 @@ answer_ended(answer *a, ie_why_code code)
     case IE_WHY_EXPIRED:
         SAY(a, "It expired for destination %s and was not sent: its expires_at passed %s.",
             a->cursor->name, expired);
-        PROVE(a, "%s; %u attempts before; noted %s", or_none(a->row.reason), a->row.attempts, since);
+        PROVE(a, "%s; %u attempts before; noted %s", or_none(a->row.reason), a->row.attempts,
+              since);
         ADVISE(a, "ie outbox show %s %s", a->db, a->id);
         break;
     default:
@@ -321,13 +333,14 @@ find_holder(answer *a, holder *out, ie_error *err)
 {
     sqlite3_stmt *stmt = NULL;
     ie_status     status = ie__sql_prepare(
-        &stmt, a->look->db,
-        "SELECT d.position, e.id, (SELECT count(*) FROM main.ie_delivery AS m WHERE m.cursor = ?1"
-            " AND m.key = d.key AND m.position > d.position AND m.position < ?2"
-            " AND m.state IN ('retrying', 'blocked')) FROM main.ie_delivery AS d"
-            " LEFT JOIN main.ie_event AS e ON e.position = d.position WHERE d.cursor = ?1"
-            " AND d.key = (SELECT key FROM main.ie_delivery WHERE cursor = ?1 AND position = ?2)"
-            " AND d.position < ?2 AND d.state IN ('retrying', 'blocked') ORDER BY d.position LIMIT 1",
+            &stmt, a->look->db,
+            "SELECT d.position, e.id, (SELECT count(*) FROM main.ie_delivery AS m"
+        " WHERE m.cursor = ?1 AND m.key = d.key AND m.position > d.position"
+        " AND m.position < ?2 AND m.state IN ('retrying', 'blocked'))"
+        " FROM main.ie_delivery AS d LEFT JOIN main.ie_event AS e ON e.position = d.position"
+        " WHERE d.cursor = ?1 AND d.position < ?2 AND d.state IN ('retrying', 'blocked')"
+        " AND d.key = (SELECT key FROM main.ie_delivery WHERE cursor = ?1 AND position = ?2)"
+        " ORDER BY d.position LIMIT 1",
         err);
 
     memset(out, 0, sizeof *out);
@@ -364,8 +377,10 @@ answer_blocked(answer *a, ie_error *err)
         return status;
     words(key, sizeof key, "%s", a->event->key != NULL ? a->event->key : "");
     if (first.position == 0) {
-        SAY(a, "It waited behind an event of its key '%s', which is out of the way: the worker takes it "
-               "next.",
+        SAY(a,
+            "It waited behind an event of its key '%s', which is out of the way: the worker takes "
+            "it "
+            "next.",
             key);
         PROVE(a, "no event of the key before position %lld is held any more",
               (long long)a->event->position);
@@ -374,16 +389,20 @@ answer_blocked(answer *a, ie_error *err)
     }
     ie__look_when(due, a->look->now_ms, first.row.due_at_ms);
     if (first.row.state == IE_STATE_RETRYING)
-        SAY(a, "It waits behind event %s of its key '%s', which is retrying: %u attempts so far, the next "
-               "%s.",
+        SAY(a,
+            "It waits behind event %s of its key '%s', which is retrying: %u attempts so far, the "
+            "next "
+            "%s.",
             first.id, key, first.row.attempts, due);
     else
         SAY(a, "It waits behind event %s of its key '%s', which is %s.", first.id, key,
             ie_state_name(first.row.state));
-    PROVE(a, "that event is at position %lld, this one at %lld, %lld more of the key between them; its "
-             "reason: %s",
-          (long long)first.position, (long long)a->event->position, (long long)first.between,
-          or_none(first.row.reason));
+    PROVE(
+        a,
+        "that event is at position %lld, this one at %lld, %lld more of the key between them; its "
+        "reason: %s",
+        (long long)first.position, (long long)a->event->position, (long long)first.between,
+        or_none(first.row.reason));
     ADVISE(a, "ie why %s --db %s", first.word, a->db);
     return IE_OK;
 }
@@ -400,8 +419,8 @@ answer_retrying(answer *a)
         SAY(a, "Destination %s is retrying it: attempt %u is under way.", a->cursor->name,
             a->row.attempts + 1);
     else if (a->row.due_at_ms > a->look->now_ms)
-        SAY(a, "Destination %s is retrying it: attempt %u failed, the next comes %s.", a->cursor->name,
-            a->row.attempts, due);
+        SAY(a, "Destination %s is retrying it: attempt %u failed, the next comes %s.",
+            a->cursor->name, a->row.attempts, due);
     else
         SAY(a, "Destination %s is retrying it: attempt %u is due and comes next.", a->cursor->name,
             a->row.attempts + 1);
@@ -442,17 +461,20 @@ answer_ahead(answer *a, ie_error *err)
     if (status != IE_OK)
         return status;
     ie__look_when(until, a->look->now_ms, cursor->lease_until_ms);
-    PROVE(a, "the cursor stands at %lld, the event at %lld, claimed up to %lld; process %ld holds the "
-             "lease, which it renews; this one ends %s",
+    PROVE(a,
+          "the cursor stands at %lld, the event at %lld, claimed up to %lld; process %ld holds the "
+          "lease, which it renews; this one ends %s",
           (long long)cursor->position, (long long)a->event->position, (long long)cursor->claimed_to,
           ie__look_owner_process(cursor->owner), until);
     if (a->event->position <= cursor->claimed_to)
-        SAY(a, "It is in progress: leased to the worker of destination %s (process %ld), with %lld events "
-               "before it.",
+        SAY(a,
+            "It is in progress: leased to the worker of destination %s (process %ld), with %lld "
+            "events "
+            "before it.",
             cursor->name, ie__look_owner_process(cursor->owner), (long long)before);
     else
-        SAY(a, "It is pending for destination %s: it waits its turn behind %lld events.", cursor->name,
-            (long long)before);
+        SAY(a, "It is pending for destination %s: it waits its turn behind %lld events.",
+            cursor->name, (long long)before);
     ADVISE(a, "ie outbox status %s", a->db);
     return IE_OK;
 }
@@ -461,8 +483,10 @@ static void
 answer_published(answer *a)
 {
     SAY(a, "It was published to destination %s (%s).", a->cursor->name, a->cursor->destination);
-    PROVE(a, "the cursor stands at %lld, past the event's position %lld, and nothing went wrong with it",
-          (long long)a->cursor->position, (long long)a->event->position);
+    PROVE(
+        a,
+        "the cursor stands at %lld, past the event's position %lld, and nothing went wrong with it",
+        (long long)a->cursor->position, (long long)a->event->position);
     ADVISE(a, "ie outbox show %s %s", a->db, a->id);
 }
 
@@ -476,7 +500,8 @@ waits_for_worker(const answer *a)
            (a->row.state == IE_STATE_SCHEDULED && a->row.due_at_ms <= a->look->now_ms);
 }
 
-/* What is furthest from the event comes first: no worker, then no destination, then its own trouble. */
+/* What is furthest from the event comes first: no worker, then no destination, then its own
+ * trouble. */
 static ie_why_code
 decide(const answer *a)
 {
@@ -527,7 +552,8 @@ answer_fill(answer *a, ie_why_code code, ie_error *err)
 /* ---- asking ---- */
 
 static void
-answer_tell(const answer *a, ie_why_code code, void (*each)(void *user, const ie_why *why), void *user)
+answer_tell(const answer *a, ie_why_code code, void (*each)(void *user, const ie_why *why),
+            void *user)
 {
     const ie_why why = {
         .code = code,
@@ -542,7 +568,8 @@ answer_tell(const answer *a, ie_why_code code, void (*each)(void *user, const ie
 }
 
 static ie_status
-ask(answer *a, const char *id, void (*each)(void *user, const ie_why *why), void *user, ie_error *err)
+ask(answer *a, const char *id, void (*each)(void *user, const ie_why *why), void *user,
+    ie_error *err)
 {
     ie__look *look = a->look;
     int64_t   position = 0;
@@ -584,7 +611,8 @@ ie_why_event(sqlite3 *db, const char *id, const char *cursor, const char *db_nam
     ie_status status;
 
     if (id == NULL || id[0] == '\0' || strlen(id) > IE_ID_BYTES_MAX || each == NULL)
-        return ie_error_set(err, IE_EINVAL, "why: an id of 1 to %d bytes is required", IE_ID_BYTES_MAX);
+        return ie_error_set(err, IE_EINVAL, "why: an id of 1 to %d bytes is required",
+                            IE_ID_BYTES_MAX);
     a = ie__calloc(1, sizeof *a);
     if (a == NULL)
         return ie_error_set(err, IE_ENOMEM, "why: out of memory");

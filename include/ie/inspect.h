@@ -48,10 +48,12 @@ typedef struct ie_cursor_status {
     const char *breaker_reason; /* "" when closed */
     int64_t     breaker_since_ms;
     int64_t     breaker_until_ms;
-    /* By ie_state. Published counts what is still kept. A destination with topic patterns counts what
-     * it has not passed yet as pending and what it has passed as published, whatever the topic. */
+    /* By ie_state. Published counts what is still kept. A destination with topic patterns counts
+     * what it has not passed yet as pending and what it has passed as published, whatever the
+     * topic. */
     uint64_t counts[IE_STATE_COUNT];
-    int64_t  oldest_pending_ms; /* UTC time of the oldest unfinished event, scheduled ones aside; 0: none */
+    int64_t  oldest_pending_ms; /* UTC time of the oldest unfinished event, scheduled ones aside;
+                                 * 0: none */
 } ie_cursor_status;
 
 typedef struct ie_outbox_info {
@@ -101,8 +103,8 @@ typedef struct ie_filter {
 } ie_filter;
 
 /**
- * Newest first; one call per event and destination that takes its topic (cursor "" while there is no
- * destination yet). The callback returns false to stop.
+ * Newest first; one call per event and destination that takes its topic (cursor "" while there is
+ * no destination yet). The callback returns false to stop.
  * @return IE_OK (also when nothing matches), IE_EINVAL, IE_ENOTFOUND (no such cursor),
  *         IE_ESCHEMA_MISSING, IE_EBUSY, IE_EIO.
  */
@@ -111,14 +113,14 @@ IE_API ie_status ie_inspect_list(struct sqlite3 *db, const ie_filter *filter,
                                  ie_error *err);
 
 /**
- * Send again: dead, discarded or retrying events become due now with their attempts reset. The key's
- * order is not restored for events sent again. An expired event is not sent again: it would arrive
- * after its expires_at. What a living worker has in its hands at this moment is left alone.
+ * Send again: dead, discarded or retrying events become due now with their attempts reset. The
+ * key's order is not restored for events sent again. An expired event is not sent again: it would
+ * arrive after its expires_at. What a living worker has in its hands at this moment is left alone.
  * Short transactions of its own (BEGIN IMMEDIATE), so none may be open.
  *
  * @param[out] changed  may be NULL; on failure too: how many were changed before it.
- * @return IE_OK; IE_EINVAL; IE_ENOTFOUND (no event matched, no such cursor), IE_ESTATE (events matched,
- *         none in a state that allows it: the message names it), IE_EBUSY, IE_EIO.
+ * @return IE_OK; IE_EINVAL; IE_ENOTFOUND (no event matched, no such cursor), IE_ESTATE (events
+ *         matched, none in a state that allows it: the message names it), IE_EBUSY, IE_EIO.
  * Threads: owner of @p db.
  */
 IE_API ie_status ie_inspect_retry(struct sqlite3 *db, const ie_filter *filter, uint64_t *changed,

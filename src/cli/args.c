@@ -40,7 +40,8 @@ distance(const char *a, const char *b)
                 best = last[j] + 1;
             if (now[j - 1] + 1 < best)
                 best = now[j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+                before[j - 2] + 1 < best)
                 best = before[j - 2] + 1;
             now[j] = best;
         }
@@ -244,8 +245,8 @@ parse_units(const char *text, const unit *units, size_t count, int64_t *out)
 bool
 cli_parse_duration(const char *text, int64_t *ms)
 {
-    static const unit UNITS[] = {{"ms", 1},        {"s", 1000},     {"m", 60000},
-                                 {"min", 60000},   {"h", 3600000},  {"d", 86400000}};
+    static const unit UNITS[] = {{"ms", 1},      {"s", 1000},    {"m", 60000},
+                                 {"min", 60000}, {"h", 3600000}, {"d", 86400000}};
 
     return parse_units(text, UNITS, sizeof UNITS / sizeof UNITS[0], ms);
 }
@@ -253,9 +254,9 @@ cli_parse_duration(const char *text, int64_t *ms)
 bool
 cli_parse_bytes(const char *text, int64_t *bytes)
 {
-    static const unit UNITS[] = {{"", 1},           {"B", 1},          {"KiB", 1024},
-                                 {"MiB", 1048576},  {"GiB", 1073741824}, {"K", 1024},
-                                 {"M", 1048576},    {"G", 1073741824}};
+    static const unit UNITS[] = {
+        {"", 1},     {"B", 1},       {"KiB", 1024},    {"MiB", 1048576}, {"GiB", 1073741824},
+        {"K", 1024}, {"M", 1048576}, {"G", 1073741824}};
 
     return parse_units(text, UNITS, sizeof UNITS / sizeof UNITS[0], bytes);
 }
@@ -273,7 +274,8 @@ cli_duration(const cli *self, const char *flag, int64_t fallback_ms, int64_t *ms
 }
 
 bool
-cli_number(const cli *self, const char *flag, int64_t fallback, int64_t min, int64_t max, int64_t *number)
+cli_number(const cli *self, const char *flag, int64_t fallback, int64_t min, int64_t max,
+           int64_t *number)
 {
     const char *text = cli_text(self, flag);
     char       *end = NULL;
@@ -285,8 +287,8 @@ cli_number(const cli *self, const char *flag, int64_t fallback, int64_t min, int
     *number = strtoll(text, &end, 10);
     if (errno == 0 && end != text && *end == '\0' && *number >= min && *number <= max)
         return true;
-    (void)cli_usage(self, "--%s: '%.40s' is not a number from %lld to %lld", flag, text, (long long)min,
-                    (long long)max);
+    (void)cli_usage(self, "--%s: '%.40s' is not a number from %lld to %lld", flag, text,
+                    (long long)min, (long long)max);
     return false;
 }
 
@@ -305,8 +307,10 @@ cli_help(const cli_command *command)
         char left[64];
 
         (void)snprintf(left, sizeof left, "%s--%s%s%s%s",
-                       list.flags[i]->letter == 'h' ? "-h, " : list.flags[i]->letter == 'q' ? "-q, "
-                       : list.flags[i]->letter == 'v' ? "-v, " : "    ",
+                       list.flags[i]->letter == 'h'   ? "-h, "
+                       : list.flags[i]->letter == 'q' ? "-q, "
+                       : list.flags[i]->letter == 'v' ? "-v, "
+                                                      : "    ",
                        list.flags[i]->name, list.flags[i]->value != NULL ? " " : "",
                        list.flags[i]->value != NULL ? list.flags[i]->value : "",
                        list.flags[i]->repeats ? " ..." : "");

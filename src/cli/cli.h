@@ -1,6 +1,7 @@
 /*
- * The command ie: one table of commands and flags drives dispatch, help, suggestions and the test of the
- * man page. A command gets its parsed words, prints data on stdout and everything else on stderr.
+ * The command ie: one table of commands and flags drives dispatch, help, suggestions and the test
+ * of the man page. A command gets its parsed words, prints data on stdout and everything else on
+ * stderr.
  */
 #ifndef IE_CLI_H
 #define IE_CLI_H
@@ -11,7 +12,7 @@
 #include <sqlite3.h>
 
 #define CLI_OPERANDS_MAX 4
-#define CLI_GIVEN_MAX 128
+#define CLI_GIVEN_MAX    128
 
 typedef enum cli_exit {
     CLI_OK = 0,
@@ -76,8 +77,8 @@ bool cli_parse_bytes(const char *text, int64_t *bytes);
 /* The nearest of the names that is near enough to be meant, or NULL. */
 const char *cli_suggest(const char *word, const char *(*name_at)(const void *of, size_t index),
                         const void *of, size_t count);
-void cli_help(const cli_command *command);
-void cli_help_all(void);
+void        cli_help(const cli_command *command);
+void        cli_help_all(void);
 /* Commands that start with this word ("outbox"); false when there are none. */
 bool cli_help_group(const char *word);
 
@@ -93,19 +94,20 @@ cli_exit cli_fail(const ie_error *error);
 cli_exit cli_exit_of(ie_status status);
 /* Flush stdout; CLI_OK becomes CLI_FAILED when something could not be written. A reader that has
  * gone (head, less) is no failure. */
-cli_exit cli_finish(cli_exit code);
-void     cli_flush(void); /* so that what comes on stderr comes after it */
-bool     cli_is_terminal(void); /* stdout */
+cli_exit  cli_finish(cli_exit code);
+void      cli_flush(void);             /* so that what comes on stderr comes after it */
+bool      cli_is_terminal(void);       /* stdout */
 ie_logger cli_logger(const cli *self); /* to stderr; -q and -v */
 
-/* Text of strangers for a terminal or one line of a pipe: control characters are shown as \n, \x1b. */
+/* Text of strangers for a terminal or one line of a pipe: control characters are shown as \n, \x1b.
+ */
 void cli_print_clean(const char *text, size_t bytes);
 /* "2026-11-21T21:30:00.123Z", "-" for 0. */
 #define CLI_TIME_SIZE 40
 void cli_time(char out[CLI_TIME_SIZE], int64_t ms);
 /* "4 s", "2 min" */
 #define CLI_SPAN_SIZE 24
-void cli_span(char out[CLI_SPAN_SIZE], int64_t ms);
+void    cli_span(char out[CLI_SPAN_SIZE], int64_t ms);
 int64_t cli_now_ms(void);
 
 /* Rows in columns on a terminal, with a header; tab-separated without one when piped. */

@@ -8,10 +8,14 @@
 #define LISTEN_MAX 16
 
 const cli_flag cli_bus_flags[] = {
-    {.name = "listen", .value = "URL", .repeats = true,
+    {.name = "listen",
+     .value = "URL",
+     .repeats = true,
      .help = "where to listen; port 0: any free one (socket://127.0.0.1:9100)"},
     {.name = "data", .value = "DIR", .help = "keep durable topics in this folder"},
-    {.name = "drain", .value = "TIME", .help = "wait at most so long for clients when stopping (5s)"},
+    {.name = "drain",
+     .value = "TIME",
+     .help = "wait at most so long for clients when stopping (5s)"},
     {.name = "quiet", .help = "warnings and errors only", .letter = 'q'},
     {.name = "verbose", .help = "say more", .letter = 'v'},
     {.name = NULL},
@@ -29,7 +33,8 @@ cli_bus(cli *self)
     if (!cli_duration(self, "drain", 5000, &drain_ms))
         return CLI_USAGE;
     IE_BUS_SERVER_OPTIONS_INIT(&options);
-    while (options.listen_count < LISTEN_MAX && cli_text_at(self, "listen", options.listen_count) != NULL) {
+    while (options.listen_count < LISTEN_MAX &&
+           cli_text_at(self, "listen", options.listen_count) != NULL) {
         listen[options.listen_count] = cli_text_at(self, "listen", options.listen_count);
         options.listen_count++;
     }
@@ -43,7 +48,8 @@ cli_bus(cli *self)
         const cli_exit code = cli_fail(&error);
 
         if (error.status == IE_EEXIST)
-            cli_hint("another bus may be running; '--listen socket://127.0.0.1:0' takes any free port");
+            cli_hint(
+                "another bus may be running; '--listen socket://127.0.0.1:0' takes any free port");
         return code;
     }
     (void)printf("ie bus ready on");

@@ -20,8 +20,8 @@ const cli_flag cli_migrate_sql_flags[] = {
 };
 
 /*
- * A new file of our own: WAL, and EXTRA before that, because otherwise a power cut may bring the old
- * journal back and undo everything.
+ * A new file of our own: WAL, and EXTRA before that, because otherwise a power cut may bring the
+ * old journal back and undo everything.
  */
 static cli_exit
 open_or_create(sqlite3 **out, const char *path, bool *is_new)
@@ -32,8 +32,8 @@ open_or_create(sqlite3 **out, const char *path, bool *is_new)
     *is_new = stat(path, &st) != 0 || (S_ISREG(st.st_mode) && st.st_size == 0);
     if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL) != SQLITE_OK ||
         sqlite3_busy_timeout(db, 5000) != SQLITE_OK ||
-        (*is_new && sqlite3_exec(db, "PRAGMA synchronous=EXTRA; PRAGMA journal_mode=WAL", NULL, NULL,
-                                 NULL) != SQLITE_OK)) {
+        (*is_new && sqlite3_exec(db, "PRAGMA synchronous=EXTRA; PRAGMA journal_mode=WAL", NULL,
+                                 NULL, NULL) != SQLITE_OK)) {
         cli_say("cannot open database %s: %s", path, sqlite3_errmsg(db));
         (void)sqlite3_close(db);
         return CLI_FAILED;
@@ -99,7 +99,8 @@ status_row(void *user, const ie_migration_state *state)
     if (list->is_json) {
         cli_json_open(&list->json, NULL, '{');
         cli_json_number(&list->json, "version", state->version);
-        cli_json_text(&list->json, "name", state->migration != NULL ? state->migration->name : NULL);
+        cli_json_text(&list->json, "name",
+                      state->migration != NULL ? state->migration->name : NULL);
         cli_json_bool(&list->json, "applied", state->is_applied);
         cli_json_time(&list->json, "appliedAt", state->applied_at_ms);
         cli_json_close(&list->json, '}');
@@ -107,8 +108,9 @@ status_row(void *user, const ie_migration_state *state)
     }
     (void)snprintf(version, sizeof version, "%d", state->version);
     cli_time(applied, state->applied_at_ms);
-    cli_table_row(&list->table,
-                  (const char *const[]){version, name, state->is_applied ? "applied" : "missing", applied});
+    cli_table_row(
+        &list->table,
+        (const char *const[]){version, name, state->is_applied ? "applied" : "missing", applied});
 }
 
 cli_exit
@@ -145,8 +147,10 @@ static void
 print_goose(const ie_migration *migration, bool down)
 {
     if (!down)
-        (void)printf("-- +goose Up\n-- +goose StatementBegin\n%s-- +goose StatementEnd\n\n", migration->up);
-    (void)printf("-- +goose Down\n-- +goose StatementBegin\n%s-- +goose StatementEnd\n", migration->down);
+        (void)printf("-- +goose Up\n-- +goose StatementBegin\n%s-- +goose StatementEnd\n\n",
+                     migration->up);
+    (void)printf("-- +goose Down\n-- +goose StatementBegin\n%s-- +goose StatementEnd\n",
+                 migration->down);
 }
 
 static void
@@ -176,8 +180,10 @@ cli_migrate_sql(cli *self)
     static const struct {
         const char *name;
         void (*print)(const ie_migration *migration, bool down);
-    } FORMATS[] = {
-        {"plain", print_plain}, {"goose", print_goose}, {"dbmate", print_dbmate}, {"flyway", print_flyway}};
+    } FORMATS[] = {{"plain", print_plain},
+                   {"goose", print_goose},
+                   {"dbmate", print_dbmate},
+                   {"flyway", print_flyway}};
     const char  *format = cli_text(self, "format") != NULL ? cli_text(self, "format") : "plain";
     const bool   down = cli_has(self, "down");
     const size_t count = ie_migration_count();
@@ -188,7 +194,8 @@ cli_migrate_sql(cli *self)
     while (chosen < 4 && strcmp(FORMATS[chosen].name, format) != 0)
         chosen++;
     if (chosen == 4)
-        return cli_usage(self, "--format: '%.40s' is not one of plain, goose, dbmate, flyway", format);
+        return cli_usage(self, "--format: '%.40s' is not one of plain, goose, dbmate, flyway",
+                         format);
     if (!cli_number(self, "number", 0, 1, newest, &number))
         return CLI_USAGE;
     for (size_t i = 0; i < count; i++) {

@@ -14,10 +14,17 @@ const cli_flag cli_status_flags[] = {
 };
 
 #define FILTER_FLAGS                                                                               \
-    {.name = "state", .value = "STATES", .help = "pending, in-progress, published, scheduled, retrying, blocked, dead, expired, discarded"}, \
-        {.name = "topic", .value = "PATTERNS", .help = "topics, divided by commas: orders.>,stock.*"},       \
-        {.name = "key", .value = "KEY", .help = "events of this key"},                                       \
-        {.name = "cursor", .value = "NAME", .help = "only this destination"}
+    {.name = "state",                                                                              \
+     .value = "STATES",                                                                            \
+     .help = "pending, in-progress, published, scheduled, retrying, blocked, dead, expired, "      \
+             "discarded"},                                                                         \
+        {.name = "topic",                                                                          \
+         .value = "PATTERNS",                                                                      \
+         .help = "topics, divided by commas: orders.>,stock.*"},                                   \
+        {.name = "key", .value = "KEY", .help = "events of this key"},                             \
+    {                                                                                              \
+        .name = "cursor", .value = "NAME", .help = "only this destination"                         \
+    }
 
 const cli_flag cli_ls_flags[] = {
     FILTER_FLAGS,
@@ -134,7 +141,8 @@ tell_info(void *user, const ie_outbox_info *info)
         cli_json_number(&to->json, "newestPosition", info->newest_position);
         cli_json_text(&to->json, "source", info->source);
         cli_json_text(&to->json, "journalMode", info->journal_mode);
-        cli_json_text(&to->json, "durability", info->durability[0] != '\0' ? info->durability : NULL);
+        cli_json_text(&to->json, "durability",
+                      info->durability[0] != '\0' ? info->durability : NULL);
         cli_json_number(&to->json, "walBytes", info->wal_bytes);
         cli_json_text(&to->json, "sqlite", info->sqlite_version);
         cli_json_bool(&to->json, "walResetBug", info->sqlite_has_wal_reset_bug);
@@ -145,12 +153,15 @@ tell_info(void *user, const ie_outbox_info *info)
         return; /* the table alone, for other programs */
     (void)printf("%s: %" PRIu64 " events kept", to->self->operands[0], info->events_kept);
     if (info->events_kept > 0)
-        (void)printf(" (positions %" PRId64 " to %" PRId64 ")", info->oldest_position, info->newest_position);
+        (void)printf(" (positions %" PRId64 " to %" PRId64 ")", info->oldest_position,
+                     info->newest_position);
     (void)printf(", schema %d, journal %s%s%s, wal %" PRId64 " KiB\n\n", info->schema_version,
                  info->journal_mode, info->durability[0] != '\0' ? ", last written with " : "",
                  info->durability, info->wal_bytes / 1024);
     if (info->sqlite_has_wal_reset_bug)
-        note(to, "SQLite %s has the WAL-reset bug (fixed in 3.51.3): leave checkpoints to one connection",
+        note(to,
+             "SQLite %s has the WAL-reset bug (fixed in 3.51.3): leave checkpoints to one "
+             "connection",
              info->sqlite_version);
 }
 
@@ -191,15 +202,15 @@ cursor_json(cli_json *json, const ie_cursor_status *cursor)
     cli_json_close(json, '}');
 }
 
-static const char *const STATUS_HEADER[] = {"CURSOR",  "WORKER",   "PENDING",   "RETRYING", "BLOCKED",
-                                            "SCHEDULED", "DEAD", "EXPIRED", "DISCARDED", "PUBLISHED",
-                                            "OLDEST",    "DESTINATION"};
+static const char *const STATUS_HEADER[] = {"CURSOR",    "WORKER",    "PENDING", "RETRYING",
+                                            "BLOCKED",   "SCHEDULED", "DEAD",    "EXPIRED",
+                                            "DISCARDED", "PUBLISHED", "OLDEST",  "DESTINATION"};
 
 static void
 tell_cursor(void *user, const ie_cursor_status *cursor)
 {
-    static const ie_state SHOWN[] = {IE_STATE_RETRYING, IE_STATE_BLOCKED,   IE_STATE_SCHEDULED,
-                                     IE_STATE_DEAD,     IE_STATE_EXPIRED,   IE_STATE_DISCARDED,
+    static const ie_state SHOWN[] = {IE_STATE_RETRYING, IE_STATE_BLOCKED, IE_STATE_SCHEDULED,
+                                     IE_STATE_DEAD,     IE_STATE_EXPIRED, IE_STATE_DISCARDED,
                                      IE_STATE_PUBLISHED};
     telling              *to = user;
     const int64_t         now_ms = cli_now_ms();
@@ -228,9 +239,12 @@ tell_cursor(void *user, const ie_cursor_status *cursor)
     cli_table_row(&to->table, cells);
     cli_span(seen, now_ms - cursor->seen_at_ms);
     if (!cursor->is_alive)
-        note(to, "%s: no worker is running (last sign of life %s ago); 'ie relay %s --to %s --cursor %s'"
-                 " starts one",
-             cursor->name, seen, to->self->operands[0], cursor->destination, cursor->name);
+        note(to,
+             "%s: no worker is running (last sign of life %s%s); 'ie relay %s --to %s --cursor %s'"
+             " starts one",
+             cursor->name, cursor->seen_at_ms != 0 ? seen : "never",
+             cursor->seen_at_ms != 0 ? " ago" : "", to->self->operands[0],
+             cursor->destination[0] != '\0' ? cursor->destination : "URL", cursor->name);
     else if (cursor->breaker_reason[0] != '\0')
         note(to, "%s: %s", cursor->name, cursor->breaker_reason);
     if (cursor->counts[IE_STATE_DEAD] > 0)
@@ -258,8 +272,9 @@ cli_outbox_status(cli *self)
     }
     cli_table_end(&to.table);
     if (code == CLI_OK && to.count == 0 && !to.is_json)
-        note(&to, "no destination yet, %" PRIu64 " events wait; 'ie relay %s --to URL' publishes them", to.kept,
-             self->operands[0]);
+        note(&to,
+             "no destination yet, %" PRIu64 " events wait; 'ie relay %s --to URL' publishes them",
+             to.kept, self->operands[0]);
     cli_flush();
     for (int i = 0; code == CLI_OK && i < to.note_count; i++)
         cli_say("%s", to.notes[i]);
@@ -310,8 +325,8 @@ tell_event(void *user, const ie_event_status *event)
                   (const char *const[]){position, time, ie_state_name(event->state),
                                         event->cursor[0] != '\0' ? event->cursor : "-",
                                         event->event->topic != NULL ? event->event->topic : "-",
-                                        event->event->key != NULL ? event->event->key : "-", attempts,
-                                        event->event->id != NULL ? event->event->id : "-",
+                                        event->event->key != NULL ? event->event->key : "-",
+                                        attempts, event->event->id != NULL ? event->event->id : "-",
                                         event->reason[0] != '\0' ? event->reason : "-"});
     return ferror(stdout) == 0; /* nobody reads any more */
 }
@@ -400,7 +415,8 @@ show_event(const ie_event *event)
     show_time("expires at", event->expires_at_ms);
     for (size_t i = 0; i < event->header_count; i++)
         show_line(event->headers[i].name, event->headers[i].value);
-    show_line("content type", event->content_type != NULL ? event->content_type : "application/json");
+    show_line("content type",
+              event->content_type != NULL ? event->content_type : "application/json");
     if (event->data_bytes == 0)
         return;
     (void)printf("%-14s", "data");
@@ -432,7 +448,8 @@ tell_shown(void *user, const ie_event_status *event)
     }
     if (to->count++ == 0)
         show_event(event->event);
-    (void)printf("\n%-14s%s\n", "destination", event->cursor[0] != '\0' ? event->cursor : "none yet");
+    (void)printf("\n%-14s%s\n", "destination",
+                 event->cursor[0] != '\0' ? event->cursor : "none yet");
     show_line("state", ie_state_name(event->state));
     show_time("since", event->since_ms);
     if (event->attempts > 0)
@@ -458,9 +475,10 @@ cli_outbox_show(cli *self)
 {
     telling   to = {.self = self, .is_json = cli_has(self, "json")};
     sqlite3  *db = NULL;
-    ie_filter filter = {.size = sizeof filter, .id = self->operands[1], .cursor = cli_text(self, "cursor")};
-    ie_error  error = IE_ERROR_INIT;
-    cli_exit  code = cli_db_open(&db, self->operands[0]);
+    ie_filter filter = {
+        .size = sizeof filter, .id = self->operands[1], .cursor = cli_text(self, "cursor")};
+    ie_error error = IE_ERROR_INIT;
+    cli_exit code = cli_db_open(&db, self->operands[0]);
 
     if (code != CLI_OK)
         return code;
@@ -494,8 +512,8 @@ typedef struct act {
 static const act RETRY = {
     "sent again", BIT(IE_STATE_DEAD) | BIT(IE_STATE_DISCARDED) | BIT(IE_STATE_RETRYING), true};
 static const act DISCARD = {"discarded",
-                            BIT(IE_STATE_RETRYING) | BIT(IE_STATE_BLOCKED) | BIT(IE_STATE_SCHEDULED) |
-                                BIT(IE_STATE_DEAD),
+                            BIT(IE_STATE_RETRYING) | BIT(IE_STATE_BLOCKED) |
+                                BIT(IE_STATE_SCHEDULED) | BIT(IE_STATE_DEAD),
                             false};
 
 /* What would be done, as a list; nothing is changed. */
@@ -521,7 +539,8 @@ preview(cli *self, sqlite3 *db, const ie_filter *filter, const act *what, bool i
         cli_say("no event matches that could be %s", what->done);
         return CLI_NOT_FOUND;
     }
-    cli_say("%d would be %s%s", to.count, what->done, is_asked ? "" : "; nothing was changed, '--all' does it");
+    cli_say("%d would be %s%s", to.count, what->done,
+            is_asked ? "" : "; nothing was changed, '--all' does it");
     return is_asked ? CLI_OK : CLI_USAGE;
 }
 
@@ -568,7 +587,8 @@ act_on(cli *self, const act *what)
     if (filter.id != NULL && cli_has(self, "all"))
         return cli_usage(self, "an ID and --all exclude each other");
     if (filter.id == NULL && !has_filter && !cli_has(self, "all"))
-        return cli_usage(self, "name an ID, or which events: --state, --topic, --key, --cursor, --all");
+        return cli_usage(self,
+                         "name an ID, or which events: --state, --topic, --key, --cursor, --all");
     code = cli_db_open(&db, self->operands[0]);
     if (code != CLI_OK)
         return code;

@@ -1,4 +1,5 @@
-/* ie publish: an event into a database, in a transaction of its own, or straight to a destination. */
+/* ie publish: an event into a database, in a transaction of its own, or straight to a destination.
+ */
 #include "cli.h"
 
 #include <ie/bus.h>
@@ -19,19 +20,29 @@
 
 const cli_flag cli_publish_flags[] = {
     {.name = "db", .value = "DB", .help = "store it in this database, in a transaction of its own"},
-    {.name = "to", .value = "URL", .help = "send it there and wait for the answer, for example socket://127.0.0.1:9100"},
+    {.name = "to",
+     .value = "URL",
+     .help = "send it there and wait for the answer, for example socket://127.0.0.1:9100"},
     {.name = "key", .value = "KEY", .help = "order is kept among events of one key"},
     {.name = "type", .value = "TYPE", .help = "CloudEvents type (the topic)"},
     {.name = "source", .value = "SOURCE", .help = "CloudEvents source (that of the database)"},
     {.name = "subject", .value = "SUBJECT", .help = "CloudEvents subject"},
     {.name = "id", .value = "ID", .help = "instead of a new UUIDv7"},
-    {.name = "header", .value = "NAME=VALUE", .repeats = true, .help = "an extension attribute, name a-z 0-9"},
+    {.name = "header",
+     .value = "NAME=VALUE",
+     .repeats = true,
+     .help = "an extension attribute, name a-z 0-9"},
     {.name = "content-type", .value = "TYPE", .help = "of the data (application/json)"},
-    {.name = "dedupe-key", .value = "KEY", .help = "with --db: refuse it while an event with this key is kept"},
-    {.name = "not-before", .value = "WHEN", .help = "send it at the earliest then: RFC 3339, or +10s, +5m, +2h"},
+    {.name = "dedupe-key",
+     .value = "KEY",
+     .help = "with --db: refuse it while an event with this key is kept"},
+    {.name = "not-before",
+     .value = "WHEN",
+     .help = "send it at the earliest then: RFC 3339, or +10s, +5m, +2h"},
     {.name = "expires", .value = "WHEN", .help = "never send it after this"},
     {.name = "persistent", .help = "with --to a bus: stored before it answers, where it stores"},
-    {.name = "require-subscriber", .help = "with --to a bus: fail when nobody subscribes to the topic"},
+    {.name = "require-subscriber",
+     .help = "with --to a bus: fail when nobody subscribes to the topic"},
     {.name = "timeout", .value = "TIME", .help = "with --to: wait at most so long (10s)"},
     {.name = "json", .help = "print one JSON object instead of the id"},
     {.name = NULL},
@@ -56,7 +67,8 @@ outgoing_free(outgoing *out)
     ie__free(out->data);
 }
 
-/* A pipe or a file was put before us; anything else (a terminal, /dev/null, a service's stdin) was not. */
+/* A pipe or a file was put before us; anything else (a terminal, /dev/null, a service's stdin) was
+ * not. */
 static bool
 stdin_is_given(void)
 {
@@ -127,8 +139,9 @@ take_time(const cli *self, const char *flag, int64_t *ms)
     }
     if (ie__time_parse(ms, text, strlen(text)) == IE_OK && *ms != 0)
         return true;
-    (void)cli_usage(self, "--%s: '%.40s' is neither a time such as 2026-12-31T23:59:00Z nor +10s, +5m, +2h",
-                    flag, text);
+    (void)cli_usage(
+        self, "--%s: '%.40s' is neither a time such as 2026-12-31T23:59:00Z nor +10s, +5m, +2h",
+        flag, text);
     return false;
 }
 
@@ -177,8 +190,8 @@ refused(const outgoing *out, const ie_error *error)
 
 /* ---- into a database ---- */
 
-/* We are the application here, so the connection is an application's: SQLite's full durability. But for
- * the checkpoint: while others have the file open it is theirs to make. */
+/* We are the application here, so the connection is an application's: SQLite's full durability. But
+ * for the checkpoint: while others have the file open it is theirs to make. */
 static cli_exit
 application_open(sqlite3 **out, const char *path)
 {
@@ -188,7 +201,8 @@ application_open(sqlite3 **out, const char *path)
         return code;
     (void)sqlite3_close(*out);
     if (sqlite3_open_v2(path, out, SQLITE_OPEN_READWRITE, NULL) != SQLITE_OK ||
-        sqlite3_busy_timeout(*out, 5000) != SQLITE_OK || sqlite3_wal_autocheckpoint(*out, 0) != SQLITE_OK) {
+        sqlite3_busy_timeout(*out, 5000) != SQLITE_OK ||
+        sqlite3_wal_autocheckpoint(*out, 0) != SQLITE_OK) {
         cli_say("cannot open database %s: %s", path, sqlite3_errmsg(*out));
         code = CLI_FAILED;
     }
@@ -202,10 +216,11 @@ store(sqlite3 *db, outgoing *out, int64_t *position)
     ie_error   error = IE_ERROR_INIT;
     ie_status  status = IE_OK;
 
-    /* First the lock: one wait for it, and an outbox that is opened inside a transaction leaves alone
-     * what the application has noted of its own durability. */
+    /* First the lock: one wait for it, and an outbox that is opened inside a transaction leaves
+     * alone what the application has noted of its own durability. */
     if (sqlite3_exec(db, "BEGIN IMMEDIATE", NULL, NULL, NULL) != SQLITE_OK)
-        status = ie_error_set(&error, IE_EBUSY, "cannot begin a transaction: %s", sqlite3_errmsg(db));
+        status =
+            ie_error_set(&error, IE_EBUSY, "cannot begin a transaction: %s", sqlite3_errmsg(db));
     if (status == IE_OK)
         status = ie_outbox_open(&outbox, db, NULL, &error);
     if (status == IE_OK)
@@ -315,7 +330,8 @@ answer_wait(answer *to, int64_t timeout_ms)
     if (!to->is_there) {
         to->is_there = true;
         to->status = IE_ETIMEDOUT;
-        (void)snprintf(to->reason, sizeof to->reason, "no answer in time; it may arrive all the same");
+        (void)snprintf(to->reason, sizeof to->reason,
+                       "no answer in time; it may arrive all the same");
     }
     (void)pthread_mutex_unlock(&to->lock);
 }
@@ -347,7 +363,8 @@ send_bus(cli *self, const outgoing *out, answer *to, ie_error *error)
     status = ie_bus_client_publish(client, &out->event, flags, bus_answered, to, error);
     if (status == IE_OK) {
         answer_wait(to, out->timeout_ms);
-    } else if (status == IE_EUNREACHABLE) { /* known before we asked; the same answer as a moment later */
+    } else if (status ==
+               IE_EUNREACHABLE) { /* known before we asked; the same answer as a moment later */
         answer_put(to, status, error->message, 0, 0);
         status = IE_OK;
     }
@@ -356,13 +373,15 @@ send_bus(cli *self, const outgoing *out, answer *to, ie_error *error)
 }
 
 static void
-verdict_given(void *user, uint64_t ticket, ie_verdict verdict, const char *reason, uint32_t delay_ms)
+verdict_given(void *user, uint64_t ticket, ie_verdict verdict, const char *reason,
+              uint32_t delay_ms)
 {
     static const ie_status STATUSES[] = {IE_OK, IE_EHANDLER, IE_EUNREACHABLE, IE_EREFUSED};
 
     (void)ticket;
     (void)delay_ms;
-    answer_put(user, (unsigned)verdict <= IE_REJECTED ? STATUSES[verdict] : IE_EHANDLER, reason, 0, 0);
+    answer_put(user, (unsigned)verdict <= IE_REJECTED ? STATUSES[verdict] : IE_EHANDLER, reason, 0,
+               0);
 }
 
 static ie_status
@@ -415,7 +434,8 @@ sent_tell(const cli *self, const outgoing *out, const answer *to)
         (void)printf("%s\n", out->event.id);
     }
     if (is_bus(url) && to->receivers == 0)
-        cli_say("nobody subscribes to %s: the bus took the event, and nobody has it", out->event.topic);
+        cli_say("nobody subscribes to %s: the bus took the event, and nobody has it",
+                out->event.topic);
 }
 
 static cli_exit
@@ -453,7 +473,8 @@ publish_sent(cli *self, outgoing *out)
             cli_hint("'ie bus' starts one; '--db DB' stores the event until there is one");
         code = CLI_UNREACHABLE;
     } else {
-        cli_say("%s: not delivered: %s", shown, to.reason[0] != '\0' ? to.reason : ie_status_text(to.status));
+        cli_say("%s: not delivered: %s", shown,
+                to.reason[0] != '\0' ? to.reason : ie_status_text(to.status));
         code = CLI_FAILED;
     }
     answer_fini(&to);

@@ -11,14 +11,22 @@
 #define STOP_MS 10000
 
 const cli_flag cli_relay_flags[] = {
-    {.name = "to", .value = "URL", .help = "where to publish: socket://HOST:PORT, unix:PATH, file:///PATH (required)"},
+    {.name = "to",
+     .value = "URL",
+     .help = "where to publish: socket://HOST:PORT, unix:PATH, file:///PATH (required)"},
     {.name = "cursor", .value = "NAME", .help = "the destination's name in the database (outbox)"},
-    {.name = "topics", .value = "PATTERNS", .help = "only these, divided by commas: orders.>,stock.* (all)"},
+    {.name = "topics",
+     .value = "PATTERNS",
+     .help = "only these, divided by commas: orders.>,stock.* (all)"},
     {.name = "order", .value = "ORDER", .help = "key (default): per key; none; strict: everything"},
-    {.name = "start", .value = "WHERE", .help = "a new cursor begins with the oldest event (default) or now"},
+    {.name = "start",
+     .value = "WHERE",
+     .help = "a new cursor begins with the oldest event (default) or now"},
     {.name = "once", .help = "publish until nothing is due, then stop"},
     {.name = "timeout", .value = "TIME", .help = "with --once: give up after this time (no limit)"},
-    {.name = "set", .value = "NAME=VALUE", .repeats = true,
+    {.name = "set",
+     .value = "NAME=VALUE",
+     .repeats = true,
      .help = "a number of the worker's: batch_max=200, lease_ms=5s ('--set help' lists them)"},
     {.name = "json", .help = "with --once: what was done, as one JSON object"},
     {.name = "quiet", .help = "warnings and errors only", .letter = 'q'},
@@ -108,7 +116,8 @@ number_set(const cli *self, ie_worker_options *options, const char *given)
                          meant != NULL ? "; did you mean '" : "", meant != NULL ? meant : "",
                          meant != NULL ? "'?" : "");
     }
-    if (equals == NULL || !number_parse(row, equals + 1, &value) || value < row->min || value > row->max)
+    if (equals == NULL || !number_parse(row, equals + 1, &value) || value < row->min ||
+        value > row->max)
         return cli_usage(self, "--set: %s takes %" PRIu32 " to %" PRIu32 " %s", row->name, row->min,
                          row->max, row->unit);
     narrow = (uint32_t)value;
@@ -142,13 +151,16 @@ relay_options(const cli *self, ie_worker_options *options, ie_destination *to)
     IE_WORKER_OPTIONS_INIT(options);
     *to = (ie_destination){.size = sizeof *to, .name = "outbox", .url = cli_text(self, "to")};
     if (to->url == NULL)
-        return cli_usage(self, "--to says where to publish, for example --to socket://127.0.0.1:9100");
+        return cli_usage(self,
+                         "--to says where to publish, for example --to socket://127.0.0.1:9100");
     if (ie_publishers_find(&ops, options->publishers, to->url, &error) != IE_OK)
         return cli_usage(self, "--to: %s", error.message);
     if (!one_of(cli_text(self, "order"), ORDERS, 3, &order))
-        return cli_usage(self, "--order: '%.40s' is not one of key, none, strict", cli_text(self, "order"));
+        return cli_usage(self, "--order: '%.40s' is not one of key, none, strict",
+                         cli_text(self, "order"));
     if (!one_of(cli_text(self, "start"), STARTS, 2, &start))
-        return cli_usage(self, "--start: '%.40s' is not one of oldest, now", cli_text(self, "start"));
+        return cli_usage(self, "--start: '%.40s' is not one of oldest, now",
+                         cli_text(self, "start"));
     if (!cli_has(self, "once") && (cli_has(self, "timeout") || cli_has(self, "json")))
         return cli_usage(self, "--timeout and --json go with --once");
     if (cli_has(self, "cursor"))
@@ -177,8 +189,9 @@ relay_fail(const cli *self, const ie_error *error)
     const cli_exit code = cli_fail(error);
 
     if (error->status == IE_EUNREACHABLE)
-        cli_hint("nothing is lost: what could not be sent waits in %s; 'ie outbox status %s' shows it",
-                 self->operands[0], self->operands[0]);
+        cli_hint(
+            "nothing is lost: what could not be sent waits in %s; 'ie outbox status %s' shows it",
+            self->operands[0], self->operands[0]);
     else if (error->status == IE_ELEASE)
         cli_hint("'ie outbox status %s' shows who serves it; another cursor is served beside it",
                  self->operands[0]);
@@ -221,7 +234,8 @@ relay_once(const cli *self, const ie_worker_options *options, int64_t timeout_ms
     once_tell(self, &report);
     if (code == CLI_OK && report.dead > 0) {
         code = CLI_FAILED;
-        cli_hint("'ie outbox ls %s --state dead' shows what ended dead, and why", self->operands[0]);
+        cli_hint("'ie outbox ls %s --state dead' shows what ended dead, and why",
+                 self->operands[0]);
     }
     ie_worker_close(worker);
     return code;
@@ -297,5 +311,6 @@ cli_relay(cli *self)
     (void)sqlite3_close(db);
     if (code != CLI_OK)
         return code;
-    return cli_has(self, "once") ? relay_once(self, &options, timeout_ms) : relay_run(self, &options);
+    return cli_has(self, "once") ? relay_once(self, &options, timeout_ms)
+                                 : relay_run(self, &options);
 }

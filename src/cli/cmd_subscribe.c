@@ -15,9 +15,13 @@
 
 const cli_flag cli_subscribe_flags[] = {
     {.name = "from", .value = "URL", .help = "the bus (socket://127.0.0.1:9100)"},
-    {.name = "group", .value = "GROUP", .help = "share the events with the other members of this group"},
+    {.name = "group",
+     .value = "GROUP",
+     .help = "share the events with the other members of this group"},
     {.name = "count", .value = "N", .help = "stop after N events"},
-    {.name = "timeout", .value = "TIME", .help = "stop after this time; with --count that is a failure"},
+    {.name = "timeout",
+     .value = "TIME",
+     .help = "stop after this time; with --count that is a failure"},
     {.name = "wait", .help = "wait for a bus that is not there yet, instead of failing"},
     {.name = "json", .help = "one CloudEvents JSON object per line"},
     {.name = "quiet", .help = "say nothing about connections", .letter = 'q'},
@@ -50,7 +54,8 @@ print_plain(const ie_event *event)
     (void)printf("%s\t", time);
     cli_print_clean(event->topic, strlen(event->topic));
     (void)fputc('\t', stdout);
-    cli_print_clean(event->key != NULL ? event->key : "-", event->key != NULL ? strlen(event->key) : 1);
+    cli_print_clean(event->key != NULL ? event->key : "-",
+                    event->key != NULL ? strlen(event->key) : 1);
     (void)fputc('\t', stdout);
     cli_print_clean(event->id, strlen(event->id));
     (void)fputc('\t', stdout);
@@ -105,7 +110,8 @@ state_changed(void *user, const ie_bus_client_status *status)
         to->was_connected = true;
         to->is_lost = false;
         to->never_connected = false;
-    } else if ((status->state == IE_BUS_RECONNECTING || status->state == IE_BUS_REFUSED) && !to->is_lost) {
+    } else if ((status->state == IE_BUS_RECONNECTING || status->state == IE_BUS_REFUSED) &&
+               !to->is_lost) {
         to->is_lost = true;
         (void)snprintf(to->reason, sizeof to->reason, "%s", status->reason);
         if (to->was_connected && !to->is_quiet && !to->is_over)
@@ -194,8 +200,8 @@ subscribe_run(cli *self, subscription *to, int64_t timeout_ms)
     options.reconnect_delay_ms_max = 2000; /* somebody is looking */
     if (ie_bus_client_open(&client, &options, &error) != IE_OK)
         return cli_fail(&error);
-    if (ie_bus_client_subscribe(client, self->operands[0], cli_text(self, "group"), 0, event_arrived, to,
-                                NULL, &error) != IE_OK)
+    if (ie_bus_client_subscribe(client, self->operands[0], cli_text(self, "group"), 0,
+                                event_arrived, to, NULL, &error) != IE_OK)
         code = cli_fail(&error);
     if (code == CLI_OK)
         code = wait_subscribed(to, client, timeout_ms);
@@ -214,10 +220,11 @@ subscribe_run(cli *self, subscription *to, int64_t timeout_ms)
 cli_exit
 cli_subscribe(cli *self)
 {
-    subscription to = {.self = self, .is_json = cli_has(self, "json"), .is_quiet = cli_has(self, "quiet")};
-    ie_error     error = IE_ERROR_INIT;
-    int64_t      timeout_ms = -1;
-    cli_exit     code;
+    subscription to = {
+        .self = self, .is_json = cli_has(self, "json"), .is_quiet = cli_has(self, "quiet")};
+    ie_error error = IE_ERROR_INIT;
+    int64_t  timeout_ms = -1;
+    cli_exit code;
 
     if (!cli_duration(self, "timeout", -1, &timeout_ms) ||
         !cli_number(self, "count", 0, 1, INT32_MAX, &to.wanted))

@@ -21,10 +21,12 @@ const cli_command cli_commands[] = {
      "  ie bus\n"
      "  ie bus --listen socket://127.0.0.1:0 --listen unix:/run/app/ie.sock\n",
      cli_bus},
-    {"relay", "DB", "publish what is committed in DB: a worker in the foreground", 1, 1, cli_relay_flags,
+    {"relay", "DB", "publish what is committed in DB: a worker in the foreground", 1, 1,
+     cli_relay_flags,
      "  ie relay app.db --to socket://127.0.0.1:9100\n"
      "  ie relay app.db --to file:///var/log/events.jsonl --once\n"
-     "  ie relay app.db --to socket://127.0.0.1:9100 --cursor billing --topics 'orders.>' --set lease_ms=5s\n",
+     "  ie relay app.db --to unix:/run/app/ie.sock --cursor billing --topics 'orders.>'\n"
+     "  ie relay app.db --to socket://127.0.0.1:9100 --set lease_ms=5s --set batch_max=200\n",
      cli_relay},
     {"publish", "TOPIC [DATA|-]", "store an event in a database, or send it to a destination", 1, 2,
      cli_publish_flags,
@@ -38,10 +40,9 @@ const cli_command cli_commands[] = {
      "  ie subscribe '>' --group audit --from unix:/run/app/ie.sock\n",
      cli_subscribe},
     {"why", "ID", "say in one sentence why an event is where it is", 1, 1, cli_why_flags,
-     "  ie why 019a1b2c-0000-7000-8000-000000000000 --db app.db\n",
-     cli_why},
-    {"outbox status", "DB", "destinations, their workers, and how many events are in which state", 1, 1,
-     cli_status_flags, "  ie outbox status app.db\n", cli_outbox_status},
+     "  ie why 019a1b2c-0000-7000-8000-000000000000 --db app.db\n", cli_why},
+    {"outbox status", "DB", "destinations, their workers, and how many events are in which state",
+     1, 1, cli_status_flags, "  ie outbox status app.db\n", cli_outbox_status},
     {"outbox ls", "DB", "list events, newest first", 1, 1, cli_ls_flags,
      "  ie outbox ls app.db --state dead,retrying\n"
      "  ie outbox ls app.db --topic 'orders.>' --key order-1 --limit 20\n",
@@ -59,8 +60,8 @@ const cli_command cli_commands[] = {
      "  ie outbox discard app.db 019a1b2c-0000-7000-8000-000000000000 --reason 'paid by hand'\n"
      "  ie outbox discard app.db --state retrying --key order-1 --all\n",
      cli_outbox_discard},
-    {"migrate up", "DB", "create or update the tables; a missing file is made (WAL)", 1, 1, JSON_ONLY,
-     "  ie migrate up app.db\n", cli_migrate_up},
+    {"migrate up", "DB", "create or update the tables; a missing file is made (WAL)", 1, 1,
+     JSON_ONLY, "  ie migrate up app.db\n", cli_migrate_up},
     {"migrate status", "DB", "which migrations the database has", 1, 1, cli_migrate_status_flags,
      "  ie migrate status app.db\n", cli_migrate_status},
     {"migrate sql", "", "print the migrations for a tool of your own", 0, 0, cli_migrate_sql_flags,
@@ -68,9 +69,10 @@ const cli_command cli_commands[] = {
      "  ie migrate sql --format goose > migrations/0007_ie.sql\n"
      "  ie migrate sql --format flyway --down\n",
      cli_migrate_sql},
-    {"version", "", "versions of ie and of what it is linked with", 0, 0, JSON_ONLY, "  ie version\n",
-     cli_version},
-    {"help", "[COMMAND]", "show this help, or that of a command", 0, 2, NONE, "  ie help publish\n", NULL},
+    {"version", "", "versions of ie and of what it is linked with", 0, 0, JSON_ONLY,
+     "  ie version\n", cli_version},
+    {"help", "[COMMAND]", "show this help, or that of a command", 0, 2, NONE, "  ie help publish\n",
+     NULL},
 };
 const size_t cli_command_count = sizeof cli_commands / sizeof cli_commands[0];
 
@@ -195,7 +197,8 @@ dispatch(int argc, char **argv)
         return help(argc - 1, argv + 1);
     self.command = find(argc, argv, &words);
     if (self.command == NULL)
-        return argc >= 2 && is_help(argv[1]) && cli_help_group(argv[0]) ? CLI_OK : unknown(argc, argv);
+        return argc >= 2 && is_help(argv[1]) && cli_help_group(argv[0]) ? CLI_OK
+                                                                        : unknown(argc, argv);
     code = cli_parse(&self, argc - words, argv + words);
     if (code != CLI_OK)
         return code;

@@ -1,4 +1,5 @@
-/* Saying things: errors, tables, JSON, log lines; and what a stranger's text may do to a terminal. */
+/* Saying things: errors, tables, JSON, log lines; and what a stranger's text may do to a terminal.
+ */
 #include "cli.h"
 
 #include <errno.h>
@@ -84,7 +85,8 @@ cli_fail(const ie_error *error)
     return cli_exit_of(error->status);
 }
 
-/* Has the reader of our pipe gone? What stdio wrote by itself has left no errno that could be trusted. */
+/* Has the reader of our pipe gone? What stdio wrote by itself has left no errno that could be
+ * trusted. */
 static bool
 reader_is_gone(void)
 {
@@ -152,9 +154,9 @@ cli_logger(const cli *self)
     const ie_logger logger = {.fn = log_line};
 
     /* What runs once says what it did at its end; the steps are for those who ask. */
-    log_level = cli_has(self, "verbose")                           ? IE_LOG_DEBUG
+    log_level = cli_has(self, "verbose")                          ? IE_LOG_DEBUG
                 : cli_has(self, "quiet") || cli_has(self, "once") ? IE_LOG_WARN
-                                                                   : IE_LOG_INFO;
+                                                                  : IE_LOG_INFO;
     return logger;
 }
 
@@ -171,7 +173,10 @@ clean_into(char *out, size_t size, const char *text, size_t bytes)
         const bool is_c1 = c == 0xC2 && i + 1 < bytes && (unsigned char)text[i + 1] < 0xA0;
 
         if (c == '\n' || c == '\t' || c == '\r')
-            used += (size_t)snprintf(out + used, size - used, "\\%c", c == '\n' ? 'n' : c == '\t' ? 't' : 'r');
+            used += (size_t)snprintf(out + used, size - used, "\\%c",
+                                     c == '\n'   ? 'n'
+                                     : c == '\t' ? 't'
+                                                 : 'r');
         else if (c < 0x20 || c == 0x7f || is_c1)
             used += (size_t)snprintf(out + used, size - used, "\\x%02x", c);
         else

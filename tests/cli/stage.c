@@ -35,7 +35,8 @@ script_publish(void *self, const ie_outgoing *events, size_t count)
         if (strncmp(topic, "retry.", 6) == 0)
             ie_report(self, events[i].ticket, IE_RETRY, "the receiver is busy");
         else if (strncmp(topic, "reject.", 7) == 0)
-            ie_report(self, events[i].ticket, IE_REJECTED, "the receiver does not know the field colour");
+            ie_report(self, events[i].ticket, IE_REJECTED,
+                      "the receiver does not know the field colour");
         else if (strncmp(topic, "down.", 5) == 0)
             ie_report(self, events[i].ticket, IE_UNREACHABLE, "connection refused");
         else if (strncmp(topic, "hang.", 5) != 0)
@@ -103,7 +104,8 @@ stage_publish(const char *columns, const char *values)
     char       *id = ids[next++ % 16];
     char        sql[1024];
 
-    (void)snprintf(sql, sizeof sql, "INSERT INTO ie_event (%s) VALUES (%s) RETURNING id", columns, values);
+    (void)snprintf(sql, sizeof sql, "INSERT INTO ie_event (%s) VALUES (%s) RETURNING id", columns,
+                   values);
     (void)snprintf(id, sizeof ids[0], "%s", test_text(stage_db, sql));
     ck_assert_str_ne(id, "");
     return id;
@@ -176,6 +178,6 @@ stage_expect(stage_why *out, const char *id, ie_why_code code)
 {
     waiting at = {out, id, code};
 
-    ck_assert_msg(poll_until(is_answered, &at, 10000), "expected code %d, got %s: %s (%s)", (int)code,
-                  out->name, out->sentence, out->evidence);
+    ck_assert_msg(poll_until(is_answered, &at, 10000), "expected code %d, got %s: %s (%s)",
+                  (int)code, out->name, out->sentence, out->evidence);
 }

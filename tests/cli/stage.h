@@ -1,6 +1,6 @@
 /*
- * A stage for inspection tests: a migrated database, and a real worker whose publisher does what the
- * first word of an event's topic says: ok, retry, reject, down, hang.
+ * A stage for inspection tests: a migrated database, and a real worker whose publisher does what
+ * the first word of an event's topic says: ok, retry, reject, down, hang.
  */
 #ifndef IE_TEST_STAGE_H
 #define IE_TEST_STAGE_H
@@ -18,11 +18,12 @@ void stage_close(void);
 /* INSERT INTO ie_event (columns) VALUES (values); its id, in one of a few static buffers. */
 const char *stage_publish(const char *columns, const char *values);
 
-/* Options for a worker with one destination "outbox" at stage:; retries and breaker wait a minute. */
+/* Options for a worker with one destination "outbox" at stage:; retries and breaker wait a minute.
+ */
 void stage_options(ie_worker_options *options);
 /* Start it; NULL options: those of stage_options(). Stopped by stage_stop() or stage_close(). */
-void stage_start(const ie_worker_options *options);
-void stage_stop(void);
+void                 stage_start(const ie_worker_options *options);
+void                 stage_stop(void);
 const ie_publishers *stage_publishers(void);
 
 typedef struct stage_why {

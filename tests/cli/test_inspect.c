@@ -134,13 +134,13 @@ END_TEST
 static void
 publish_one_of_each(void)
 {
-    (void)stage_publish("topic", "'ok.a'");                             /* 1 */
-    (void)stage_publish("topic, key", "'retry.a', 'k'");                /* 2 */
-    (void)stage_publish("topic, key", "'ok.b', 'k'");                   /* 3: behind it */
-    (void)stage_publish("topic", "'reject.a'");                         /* 4 */
-    (void)stage_publish("topic, expires_at", "'ok.c', 1000");           /* 5 */
-    (void)stage_publish("topic, not_before", "'ok.d', 4102444800000");  /* 6 */
-    (void)stage_publish("topic", "'ok.e'");                             /* 7 */
+    (void)stage_publish("topic", "'ok.a'");                            /* 1 */
+    (void)stage_publish("topic, key", "'retry.a', 'k'");               /* 2 */
+    (void)stage_publish("topic, key", "'ok.b', 'k'");                  /* 3: behind it */
+    (void)stage_publish("topic", "'reject.a'");                        /* 4 */
+    (void)stage_publish("topic, expires_at", "'ok.c', 1000");          /* 5 */
+    (void)stage_publish("topic, not_before", "'ok.d', 4102444800000"); /* 6 */
+    (void)stage_publish("topic", "'ok.e'");                            /* 7 */
 }
 
 START_TEST(each_state_is_counted_where_it_belongs)
@@ -149,7 +149,8 @@ START_TEST(each_state_is_counted_where_it_belongs)
 
     publish_one_of_each();
     stage_start(NULL);
-    stage_expect(&why, test_text(stage_db, "SELECT id FROM ie_event WHERE position = 7"), IE_WHY_PUBLISHED);
+    stage_expect(&why, test_text(stage_db, "SELECT id FROM ie_event WHERE position = 7"),
+                 IE_WHY_PUBLISHED);
 
     looked now = look();
     ck_assert_int_eq(now.cursors, 1);
@@ -224,7 +225,8 @@ START_TEST(filters_take_what_they_name_and_nothing_else)
 
     publish_one_of_each();
     stage_start(NULL);
-    stage_expect(&why, test_text(stage_db, "SELECT id FROM ie_event WHERE position = 7"), IE_WHY_PUBLISHED);
+    stage_expect(&why, test_text(stage_db, "SELECT id FROM ie_event WHERE position = 7"),
+                 IE_WHY_PUBLISHED);
 
     for (int i = 0; i < IE_STATE_COUNT; i++) {
         static const int EXPECTED[IE_STATE_COUNT] = {0, 0, 2, 1, 1, 1, 1, 1, 0};
@@ -313,7 +315,8 @@ START_TEST(a_dead_event_is_sent_again)
     const ie_filter which = by_id(id);
     ck_assert_int_eq(ie_inspect_retry(stage_db, &which, &changed, NULL), IE_OK);
     ck_assert_uint_eq(changed, 1);
-    ck_assert_str_eq(test_text(stage_db, "SELECT state || attempts || claims FROM ie_delivery"), "retrying00");
+    ck_assert_str_eq(test_text(stage_db, "SELECT state || attempts || claims FROM ie_delivery"),
+                     "retrying00");
     stage_expect(&why, id, IE_WHY_WORKER_NOT_RUNNING);
     stage_start(NULL);
     stage_expect(&why, id, IE_WHY_DEAD); /* it was tried again: rejected as before */
@@ -397,13 +400,13 @@ END_TEST
 
 START_TEST(a_strict_orders_head_is_the_workers_while_it_runs)
 {
-    const ie_destination to = {.size = sizeof to, .name = "outbox", .url = "stage:",
-                               .order = IE_ORDER_STRICT};
-    const char          *head = stage_publish("topic", "'retry.a'");
-    const char          *next = stage_publish("topic", "'ok.b'");
-    ie_worker_options    options;
-    ie_error             error = IE_ERROR_INIT;
-    ie_filter            which = by_id(head);
+    const ie_destination to = {
+        .size = sizeof to, .name = "outbox", .url = "stage:", .order = IE_ORDER_STRICT};
+    const char       *head = stage_publish("topic", "'retry.a'");
+    const char       *next = stage_publish("topic", "'ok.b'");
+    ie_worker_options options;
+    ie_error          error = IE_ERROR_INIT;
+    ie_filter         which = by_id(head);
 
     stage_options(&options);
     options.to = NULL;
@@ -434,13 +437,15 @@ START_TEST(many_are_changed_page_by_page_up_to_a_limit)
               "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 999)"
               " INSERT INTO ie_event (topic) SELECT 'reject.' || (i % 10) || '.x' FROM n");
     stage_start(NULL);
-    stage_expect(&why, test_text(stage_db, "SELECT id FROM ie_event WHERE position = 1000"), IE_WHY_DEAD);
+    stage_expect(&why, test_text(stage_db, "SELECT id FROM ie_event WHERE position = 1000"),
+                 IE_WHY_DEAD);
     stage_stop();
     ck_assert_int_eq(ie_inspect_discard(stage_db, &topic, NULL, &changed, NULL), IE_OK);
     ck_assert_uint_eq(changed, 100);
     ck_assert_int_eq(ie_inspect_retry(stage_db, &some, &changed, NULL), IE_OK);
     ck_assert_uint_eq(changed, 7);
-    ck_assert_int_eq(test_int(stage_db, "SELECT min(position) FROM ie_delivery WHERE state = 'retrying'"), 993);
+    ck_assert_int_eq(
+        test_int(stage_db, "SELECT min(position) FROM ie_delivery WHERE state = 'retrying'"), 993);
     ck_assert_int_eq(ie_inspect_retry(stage_db, &dead, &changed, NULL), IE_OK);
     ck_assert_uint_eq(changed, 893);
     ck_assert_int_eq(ie_inspect_retry(stage_db, &dead, &changed, NULL), IE_ENOTFOUND);
@@ -449,9 +454,10 @@ END_TEST
 
 START_TEST(each_allocation_may_fail)
 {
-    const ie_filter which = {.size = sizeof which, .topics = "retry.*", .states = bit(IE_STATE_RETRYING)};
-    ie_status       status = IE_ENOMEM;
-    const char     *id = stage_publish("topic, key", "'retry.a', 'k'");
+    const ie_filter which = {
+        .size = sizeof which, .topics = "retry.*", .states = bit(IE_STATE_RETRYING)};
+    ie_status   status = IE_ENOMEM;
+    const char *id = stage_publish("topic, key", "'retry.a', 'k'");
 
     stage_start(NULL);
     stage_expect(&why, id, IE_WHY_RETRYING);
@@ -472,8 +478,9 @@ START_TEST(each_allocation_may_fail)
         status = ie_inspect_discard(stage_db, &which, NULL, NULL, NULL);
         ie__alloc_fail_at(0, false);
         ck_assert_int_eq(sqlite3_get_autocommit(stage_db), 1);
-        ck_assert_int_eq(test_int(stage_db, "SELECT count(*) FROM ie_delivery WHERE state = 'discarded'"),
-                         status == IE_OK ? 1 : 0);
+        ck_assert_int_eq(
+            test_int(stage_db, "SELECT count(*) FROM ie_delivery WHERE state = 'discarded'"),
+            status == IE_OK ? 1 : 0);
     }
     ck_assert_int_eq(status, IE_OK);
     status = IE_ENOMEM;

@@ -121,7 +121,8 @@ START_TEST(a_killed_worker_is_told_from_one_that_hangs)
     ck_assert_int_eq(kill(child, SIGKILL), 0);
     ck_assert_int_eq(waitpid(child, NULL, 0), child);
     stage_expect(&why, second, IE_WHY_WORKER_NOT_RUNNING);
-    (void)snprintf(words, sizeof words, "process %ld, which held the lease, does not exist", (long)child);
+    (void)snprintf(words, sizeof words, "process %ld, which held the lease, does not exist",
+                   (long)child);
     HAS(why.evidence, words);
 }
 END_TEST
@@ -129,7 +130,9 @@ END_TEST
 START_TEST(a_topic_that_nobody_takes_shows_the_nearest_pattern)
 {
     ie_worker_options    options;
-    const ie_destination to = {.size = sizeof to, .name = "orders", .url = "stage:",
+    const ie_destination to = {.size = sizeof to,
+                               .name = "orders",
+                               .url = "stage:",
                                .topics = "stock.>, ok.orders.*, billing"};
     const char          *id = stage_publish("topic", "'ok.invoices.paid'");
     const char          *fence = stage_publish("topic", "'ok.orders.placed'");
@@ -251,7 +254,8 @@ START_TEST(a_discarded_event_names_who_said_so)
     stage_start(NULL);
     stage_expect(&why, id, IE_WHY_DEAD);
     const ie_filter which = {.size = sizeof which, .id = id};
-    ck_assert_int_eq(ie_inspect_discard(stage_db, &which, "paid by hand, ticket 4711", NULL, NULL), IE_OK);
+    ck_assert_int_eq(ie_inspect_discard(stage_db, &which, "paid by hand, ticket 4711", NULL, NULL),
+                     IE_OK);
     stage_expect(&why, id, IE_WHY_DISCARDED);
     HAS(why.sentence, "paid by hand, ticket 4711");
 }
@@ -311,9 +315,11 @@ END_TEST
 START_TEST(the_document_lists_exactly_the_answers)
 {
     static const char *const NAMES[] = {
-        "unknown-id", "no-destination", "worker-not-running", "not-routed", "pending",
-        "in-progress", "scheduled", "blocked", "retrying", "breaker-open",
-        "dead", "expired", "discarded", "published",
+        "unknown-id",   "no-destination", "worker-not-running",
+        "not-routed",   "pending",        "in-progress",
+        "scheduled",    "blocked",        "retrying",
+        "breaker-open", "dead",           "expired",
+        "discarded",    "published",
     };
     char  line[2000];
     int   found = 0;
