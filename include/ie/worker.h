@@ -150,6 +150,7 @@ typedef struct ie_worker_report {
 
 /**
  * Publish until nothing is due, then return. Takes the leases it can get; runs every processor once.
+ * Destinations that can be served are served to the end, also when another one cannot.
  *
  * @param timeout_ms   give up after this long; 0: no limit.
  * @param[out] report  may be NULL; filled in on failure too.
@@ -166,7 +167,8 @@ IE_API void ie_worker_wake(ie_worker *worker);
 /**
  * Stop: takes no new events, waits for the answers of those in flight, writes down what is known,
  * gives the leases back. What is unanswered after @p timeout_ms is sent again by the next worker.
- * May be called twice and from any thread but the worker's own (IE_ESTATE).
+ * May be called twice and from any thread but the worker's own: from a callback it is refused
+ * (IE_ESTATE). Statistics stay readable until ie_worker_close().
  *
  * @return IE_OK, or IE_ETIMEDOUT when something was left unanswered.
  */

@@ -48,8 +48,8 @@ on_error(void *user, ie_status status, const char *message)
 {
     rig *r = user;
 
-    r->last_status = status;
     (void)snprintf(r->last_error, sizeof r->last_error, "%s", message);
+    atomic_store(&r->last_status, (int)status); /* the words are there by now */
     atomic_fetch_add(&r->errors, 1);
 }
 

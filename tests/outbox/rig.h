@@ -26,7 +26,7 @@ typedef struct rig {
     atomic_uint dead;
     atomic_uint expired;
     atomic_uint errors;
-    ie_status   last_status;
+    atomic_int  last_status;
     char        last_reason[600];
     char        last_error[300];
     char        last_dead_id[64];
