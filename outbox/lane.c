@@ -6,6 +6,8 @@
 
 #include "url.h"
 
+#define DUE_PAUSE_MS 50
+
 /* ---- handing out ---- */
 
 /* The suspect delivery goes first, and alone. */
@@ -197,6 +199,8 @@ step_wake(ie__lane *lane, ie__lane_news *news)
     if (lane->unmarked_since_ms != 0 &&
         (ie__lane_decided_end(lane) > lane->head || lane->retries_done > 0 || lane->strict_put))
         earlier(&news->wake_at_ms, lane->unmarked_since_ms + lane->options->mark_delay_ms);
+    if (lane->gap_check_ms != 0)
+        earlier(&news->wake_at_ms, lane->gap_check_ms);
     if (lane->breaker == IE_BREAKER_OPEN && lane->in_flight == 0)
         earlier(&news->wake_at_ms, lane->breaker_until_ms);
     if (lane->ready_count > 0 && lane->strict_until_ms > now)
@@ -238,10 +242,17 @@ ie__lane_step(ie__lane *lane, bool has_news, bool flush, ie__lane_news *news)
     bool progress = true;
 
     memset(news, 0, sizeof *news);
+    lane->is_hurried = flush;
+    if (lane->gap_check_ms != 0 && (flush || now_boot(lane) >= lane->gap_check_ms)) {
+        lane->gap_check_ms = 0;
+        lane->is_at_end = false;
+    }
     if (has_news) {
         lane->is_at_end = false;
-        if (lane->next_due_ms > now_wall(lane))
-            lane->next_due_ms = 0; /* somebody may have sent a delivery again */
+        /* Somebody may have sent a delivery again; in a stream of news this is asked now and then.
+         */
+        if (lane->next_due_ms > lane->due_asked_ms + DUE_PAUSE_MS)
+            lane->next_due_ms = lane->due_asked_ms + DUE_PAUSE_MS;
     }
     if (!lane->has_lease && !lane->is_lost && !lane->is_draining &&
         now_boot(lane) >= lane->take_at_ms)

@@ -34,6 +34,7 @@ ie__lane_reset(ie__lane *lane)
     lane->bury_next = false;
     lane->is_lost = false;
     lane->due_stalled = false;
+    lane->gap_check_ms = 0;
     lane->wants_solo = false;
     lane->solo = NONE;
 }

@@ -204,7 +204,7 @@ ie__lane_mark(ie__lane *lane, ie_error *err)
     const int64_t  position = end > lane->head ? lane->slots[(end - 1) % lane->window].position
                               : lane->tail == lane->head ? lane->read_position
                                                          : lane->cursor.position;
-    ie_status      status = ie__sql_begin(lane->shared.db, err);
+    ie_status      status = ie__cursors_begin(lane->shared.cursors, err);
 
     if (status == IE_OK) {
         status = ie__cursor_advance(lane->shared.cursors, &lane->cursor, position, reserve(lane),
@@ -218,7 +218,7 @@ ie__lane_mark(ie__lane *lane, ie_error *err)
                                    lane->breaker_since_ms,
                                    now_wall(lane) + (lane->breaker_until_ms - now_boot(lane)), err);
         if (status == IE_OK)
-            status = ie__sql_commit(lane->shared.db, err);
+            status = ie__cursors_commit(lane->shared.cursors, err);
         else
             ie__sql_rollback(lane->shared.db);
     }

@@ -146,6 +146,9 @@ struct ie__lane {
     bool     unclaim;
     int64_t  pause_until_ms; /* storage trouble: nothing new before */
     int64_t  next_due_ms;    /* wall */
+    int64_t  gap_asked_ms;   /* boot: when the log was last asked for events beyond a gap */
+    int64_t  gap_check_ms;   /* boot: when to ask again; 0: no need */
+    bool     is_hurried;     /* somebody waits for this step: leave nothing for later */
     int64_t  due_asked_ms;   /* wall: when it was asked for; a clock that goes back shows here */
     bool     is_set_back;    /* the wall clock went back: retries that lie too far ahead are due */
     bool     due_stalled;    /* more is due than can be taken before something is answered */

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define GAP_PAUSE_MS 20
+
 /* ---- reading ---- */
 
 static bool
@@ -135,17 +137,12 @@ read_room(const ie__lane *lane, int64_t *until)
 static ie_status
 read_gap(ie__lane *lane, int64_t until, ie_error *err)
 {
-    char      sql[128];
     int64_t   next = 0;
     int64_t   newest = 0;
-    ie_status status;
+    ie_status status = ie__reader_ends(lane->shared.reader, until, &next, &newest, err);
 
-    (void)snprintf(sql, sizeof sql, "SELECT min(position) FROM main.ie_event WHERE position > %lld",
-                   (long long)until);
-    status = ie__sql_int(&next, lane->shared.db, sql, 0, err);
-    if (status == IE_OK && next == 0)
-        status = ie__sql_int(&newest, lane->shared.db, "SELECT max(position) FROM main.ie_event", 0,
-                             err);
+    lane->gap_asked_ms = now_boot(lane);
+    lane->gap_check_ms = 0;
     if (status == IE_OK && next == 0 && newest < lane->cursor.position) {
         ie__lane_drop(lane); /* taking it again says the same until somebody mends it */
         return ie_error_set(err, IE_ECURSOR,
@@ -161,6 +158,26 @@ read_gap(ie__lane *lane, int64_t until, ie_error *err)
         return IE_OK; /* what is in the window moves the reservation by itself */
     lane->read_position = next - 1;
     return ie__lane_mark(lane, err);
+}
+
+/*
+ * Fewer events came than were wanted, so the log ends here, unless the batch was cut by its size or
+ * someone left a gap in the positions. In a stream of news that is not asked each time, only a
+ * little later.
+ */
+static bool
+ends_here(ie__lane *lane, const ie__batch *batch, size_t first, int64_t until)
+{
+    const int64_t again_ms = lane->gap_asked_ms + GAP_PAUSE_MS;
+    size_t        bytes = 0;
+
+    for (size_t i = first; i < batch->count; i++)
+        bytes += batch->rows[i].bytes;
+    if (lane->is_hurried || bytes >= lane->options->window_bytes_max / 4 || is_suspect(lane) ||
+        lane->read_position >= until || now_boot(lane) >= again_ms)
+        return false;
+    lane->gap_check_ms = again_ms;
+    return true;
 }
 
 ie_status
@@ -207,8 +224,10 @@ ie__lane_read(ie__lane *lane, ie_error *err)
         if (status != IE_OK)
             return status;
         taken += end - first;
-        if (end - first < want)
+        if (end - first < want) {
+            lane->is_at_end = end > first && ends_here(lane, batch, first, until);
             break;
+        }
     }
     if (status == IE_OK && taken == 0)
         status = read_gap(lane, until, err);

@@ -81,6 +81,7 @@ runner_main(void *argument)
 {
     ie__runner *runner = argument;
 
+    (void)pthread_setname_np(pthread_self(), "ie-publisher");
     (void)pthread_mutex_lock(&runner->lock);
     while (runner->wanted != QUIT) {
         if (runner->wanted != RUN) {

@@ -229,6 +229,7 @@ worker_main(void *argument)
 {
     ie_worker *worker = argument;
 
+    (void)pthread_setname_np(pthread_self(), "ie-worker"); /* for top, gdb and perf */
     worker->set_up_status = worker_set_up(worker, &worker->set_up_error);
     (void)pthread_mutex_lock(&worker->lock);
     worker->is_set_up = true;

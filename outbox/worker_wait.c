@@ -14,7 +14,7 @@
 #define LOOK_PAUSE_NS   200000 /* between looks while news keep coming: see look_pause() */
 #define STREAM_PAUSE_NS 500000 /* between looks in a stream of commits: see worker_streams() */
 #define STREAM_LOOKS    16     /* that found something, one after the other, make a stream */
-#define STREAM_MISSES   3      /* that found nothing end it */
+#define STREAM_MISSES   20     /* that found nothing end it */
 
 /* After a write was seen and nothing is there yet: the file changes just before the commit is
  * visible, by as long as an fsync takes. */

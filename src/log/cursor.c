@@ -20,6 +20,8 @@
 struct ie__cursors {
     sqlite3        *db;
     const ie_clock *clock;
+    sqlite3_stmt   *begin;
+    sqlite3_stmt   *commit;
     sqlite3_stmt   *get;
     sqlite3_stmt   *insert;
     sqlite3_stmt   *take;
@@ -113,6 +115,8 @@ ie__cursors_open(ie__cursors **out, sqlite3 *db, const ie_clock *clock, ie_error
         sqlite3_stmt **stmt;
         const char    *sql;
     } statements[] = {
+        {&cursors->begin, "BEGIN IMMEDIATE"},
+        {&cursors->commit, "COMMIT"},
         {&cursors->get,
          "SELECT position, claimed_to, suspect_to, suspect_window, crashes, claims, epoch, owner,"
          " boot_id, lease_until, (SELECT coalesce(max(position), 0) FROM main.ie_event)"
@@ -157,6 +161,8 @@ ie__cursors_close(ie__cursors *cursors)
 {
     if (cursors == NULL)
         return;
+    (void)sqlite3_finalize(cursors->begin);
+    (void)sqlite3_finalize(cursors->commit);
     (void)sqlite3_finalize(cursors->get);
     (void)sqlite3_finalize(cursors->insert);
     (void)sqlite3_finalize(cursors->take);
@@ -165,6 +171,22 @@ ie__cursors_close(ie__cursors *cursors)
     (void)sqlite3_finalize(cursors->release);
     (void)sqlite3_finalize(cursors->breaker);
     ie__free(cursors);
+}
+
+ie_status
+ie__cursors_begin(ie__cursors *cursors, ie_error *err)
+{
+    return ie__sql_run(cursors->db, cursors->begin, "BEGIN IMMEDIATE", err);
+}
+
+ie_status
+ie__cursors_commit(ie__cursors *cursors, ie_error *err)
+{
+    const ie_status status = ie__sql_run(cursors->db, cursors->commit, "COMMIT", err);
+
+    if (status != IE_OK)
+        ie__sql_rollback(cursors->db);
+    return status;
 }
 
 /* ---- the lease ---- */

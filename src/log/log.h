@@ -102,6 +102,9 @@ ie_status ie__reader_after(ie__reader *reader, ie__batch *batch, int64_t after, 
                            size_t rows_max, size_t bytes_max, ie_error *err);
 /* Add the event at this position; IE_ENOTFOUND when it is gone. */
 ie_status ie__reader_at(ie__reader *reader, ie__batch *batch, int64_t position, ie_error *err);
+/* The first position beyond after, and the newest of all; 0 where there is none. */
+ie_status ie__reader_ends(ie__reader *reader, int64_t after, int64_t *next, int64_t *newest,
+                          ie_error *err);
 /* Position of the event with this id, 0 when there is none. UUIDv7 ids carry their time, so only
  * the neighbourhood is searched first; other ids cost a scan. */
 ie_status ie__log_find(int64_t *out, sqlite3 *db, const char *id, ie_error *err);
@@ -143,6 +146,9 @@ bool ie__owner_is_gone(const char *owner, const char *boot_id);
 typedef struct ie__cursors ie__cursors; /* prepared statements on one connection */
 ie_status ie__cursors_open(ie__cursors **out, sqlite3 *db, const ie_clock *clock, ie_error *err);
 void      ie__cursors_close(ie__cursors *cursors);
+/* As ie__sql_begin() and ie__sql_commit(), from statements that are prepared once. */
+ie_status ie__cursors_begin(ie__cursors *cursors, ie_error *err);
+ie_status ie__cursors_commit(ie__cursors *cursors, ie_error *err);
 /*
  * Take the lease if it is free, run out, or its owner is gone. Own transaction. Creates the cursor.
  * IE_ELEASE: held by someone else, err names the owner and how long; *retry_ms when to look again.

@@ -24,6 +24,7 @@ struct ie__reader {
     sqlite3      *db;
     sqlite3_stmt *after;
     sqlite3_stmt *at;
+    sqlite3_stmt *ends;
     char         *source;
     size_t        good_topic_bytes;
     char          good_topic[IE_TOPIC_BYTES_MAX + 1];
@@ -69,6 +70,12 @@ ie__reader_open(ie__reader **out, sqlite3 *db, const char *default_source, ie_er
     if (status == IE_OK)
         status = ie__sql_prepare(&reader->at, db,
                                  "SELECT " COLUMNS " FROM main.ie_event WHERE position = ?1", err);
+    if (status == IE_OK)
+        status =
+            ie__sql_prepare(&reader->ends, db,
+                            "SELECT (SELECT min(position) FROM main.ie_event WHERE position > ?1),"
+                            " (SELECT max(position) FROM main.ie_event)",
+                            err);
     if (status != IE_OK) {
         ie__reader_close(reader);
         return status;
@@ -84,6 +91,7 @@ ie__reader_close(ie__reader *reader)
         return;
     (void)sqlite3_finalize(reader->after);
     (void)sqlite3_finalize(reader->at);
+    (void)sqlite3_finalize(reader->ends);
     ie__free(reader->source);
     ie__free(reader);
 }
@@ -398,6 +406,24 @@ ie__reader_at(ie__reader *reader, ie__batch *batch, int64_t position, ie_error *
     else
         status = ie__sql_fail(reader->db, rc, "read event", err);
     (void)sqlite3_reset(reader->at);
+    return status;
+}
+
+ie_status
+ie__reader_ends(ie__reader *reader, int64_t after, int64_t *next, int64_t *newest, ie_error *err)
+{
+    ie_status status = IE_OK;
+    int       rc;
+
+    (void)sqlite3_bind_int64(reader->ends, 1, after);
+    rc = sqlite3_step(reader->ends);
+    if (rc == SQLITE_ROW) {
+        *next = sqlite3_column_int64(reader->ends, 0); /* NULL reads as 0 */
+        *newest = sqlite3_column_int64(reader->ends, 1);
+    } else {
+        status = ie__sql_fail(reader->db, rc, "read events", err);
+    }
+    (void)sqlite3_reset(reader->ends);
     return status;
 }
 

@@ -23,7 +23,15 @@ struct ie__watch {
     char *db;
     char *wal;
     char *name; /* of the -wal inside its folder */
+    char *folder_path;
 };
+
+/* On the folder too it costs everyone who reads or writes a file in it. */
+static void
+watch_folder(ie__watch *watch)
+{
+    watch->folder = inotify_add_watch(watch->fd, watch->folder_path, IN_CREATE | IN_MOVED_TO);
+}
 
 static void
 watch_files(ie__watch *watch)
@@ -38,30 +46,28 @@ ie__watch_open(ie__watch **out, const char *db_path, ie_error *err)
 {
     const size_t size = strlen(db_path) + 8;
     ie__watch   *watch = ie__calloc(1, sizeof *watch);
-    char        *folder = ie__strdup(db_path);
-    char        *slash = folder != NULL ? strrchr(folder, '/') : NULL;
+    char        *slash;
 
     if (watch != NULL) {
         watch->fd = watch->wal_watch = watch->db_watch = -1;
         watch->db = ie__strdup(db_path);
         watch->wal = ie__alloc(size);
+        watch->folder_path = ie__strdup(strchr(db_path, '/') != NULL ? db_path : ".");
     }
-    if (watch == NULL || folder == NULL || watch->db == NULL || watch->wal == NULL) {
-        ie__free(folder);
+    if (watch == NULL || watch->db == NULL || watch->wal == NULL || watch->folder_path == NULL) {
         ie__watch_close(watch);
         return ie_error_set(err, IE_ENOMEM, "watch database: out of memory");
     }
     (void)snprintf(watch->wal, size, "%s-wal", db_path);
     watch->name = strrchr(watch->wal, '/') != NULL ? strrchr(watch->wal, '/') + 1 : watch->wal;
+    slash = strrchr(watch->folder_path, '/');
     if (slash != NULL)
-        slash[slash == folder ? 1 : 0] = '\0';
+        slash[slash == watch->folder_path ? 1 : 0] = '\0';
     watch->fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
     if (watch->fd >= 0) {
-        watch->folder =
-            inotify_add_watch(watch->fd, slash != NULL ? folder : ".", IN_CREATE | IN_MOVED_TO);
+        watch_folder(watch);
         watch_files(watch);
     }
-    ie__free(folder);
     *out = watch;
     return IE_OK; /* without inotify (its limits are per user) the caller's poll finds the events */
 }
@@ -105,7 +111,9 @@ ie__watch_pause(ie__watch *watch)
         (void)inotify_rm_watch(watch->fd, watch->wal_watch);
     if (watch->db_watch >= 0)
         (void)inotify_rm_watch(watch->fd, watch->db_watch);
-    watch->wal_watch = watch->db_watch = -1;
+    if (watch->folder >= 0)
+        (void)inotify_rm_watch(watch->fd, watch->folder);
+    watch->wal_watch = watch->db_watch = watch->folder = -1;
     ie__watch_drain(watch);
 }
 
@@ -116,6 +124,7 @@ ie__watch_resume(ie__watch *watch)
         return;
     watch->is_paused = false;
     ie__watch_drain(watch);
+    watch_folder(watch);
     watch_files(watch);
 }
 
@@ -128,5 +137,6 @@ ie__watch_close(ie__watch *watch)
         (void)close(watch->fd);
     ie__free(watch->db);
     ie__free(watch->wal);
+    ie__free(watch->folder_path);
     ie__free(watch);
 }
