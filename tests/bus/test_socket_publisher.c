@@ -193,12 +193,15 @@ typedef struct verdicts {
 static void
 note_verdict(void *user, uint64_t ticket, ie_verdict verdict, const char *reason, uint32_t delay_ms)
 {
-    verdicts *v = user;
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* answers come from two threads */
+    verdicts              *v = user;
 
     (void)ticket;
     (void)delay_ms;
+    (void)pthread_mutex_lock(&lock);
     if (reason != NULL)
         (void)snprintf(v->reason, sizeof v->reason, "%s", reason);
+    (void)pthread_mutex_unlock(&lock);
     (void)atomic_fetch_add(&v->counts[verdict], 1);
     (void)atomic_fetch_add(&v->all, 1);
 }
