@@ -151,6 +151,15 @@ START_TEST(a_fault_and_a_new_worker_lose_nothing)
 }
 END_TEST
 
+/* The worker has met the fault, said so, and tried twice more after its pauses (one write fails per
+ * try). */
+static bool
+has_failed_to_write_thrice(void *unused)
+{
+    (void)unused;
+    return atomic_load(&the_rig.errors) > 0 && fault_vfs_fired() >= 3;
+}
+
 START_TEST(publishing_stops_when_it_cannot_be_written_down)
 {
     const int  codes[] = {SQLITE_FULL, SQLITE_IOERR};
@@ -166,9 +175,7 @@ START_TEST(publishing_stops_when_it_cannot_be_written_down)
     fault_vfs_arm(1, FAULT_WRITE, codes[_i], true);
     before = fake_received(the_rig.fake);
     rig_publish_many(10000, 50);
-    for (int i = 0; i < 2000 && atomic_load(&the_rig.errors) == 0; i++)
-        (void)poll(NULL, 0, 1);
-    (void)poll(NULL, 0, 1200); /* long enough for two tries to write */
+    ck_assert(poll_until(has_failed_to_write_thrice, NULL, 10000));
     received = fake_received(the_rig.fake) - before;
     ck_assert_int_eq(the_rig.last_status, _i == 0 ? IE_EFULL : IE_EIO);
     ck_assert_uint_le(received, 100 + 50);
