@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #if defined(__GNUC__)
-#define IE_API __attribute__((visibility("default")))
+#define IE_API                  __attribute__((visibility("default")))
 #define IE_PRINTF(fmt_, first_) __attribute__((format(printf, fmt_, first_)))
 #else
 #define IE_API
@@ -85,7 +85,10 @@ typedef struct ie_error {
     char      message[IE_ERROR_MESSAGE_SIZE]; /* always terminated; empty on success */
 } ie_error;
 
-#define IE_ERROR_INIT {IE_OK, ""}
+#define IE_ERROR_INIT                                                                              \
+    {                                                                                              \
+        IE_OK, ""                                                                                  \
+    }
 
 /**
  * Record a failure and hand its status back. The first failure wins: trouble met

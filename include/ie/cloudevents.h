@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define IE_CLOUDEVENTS_CONTENT_TYPE "application/cloudevents+json"
+#define IE_CLOUDEVENTS_CONTENT_TYPE       "application/cloudevents+json"
 #define IE_CLOUDEVENTS_BATCH_CONTENT_TYPE "application/cloudevents-batch+json"
 
 #define IE_CLOUDEVENTS_BATCH_MAX 10000 /* events in one batch that we decode */

@@ -12,13 +12,13 @@ extern "C" {
 #endif
 
 /* Limits. A value at the limit passes, one past it is refused with IE_EINVAL or IE_ETOOBIG. */
-#define IE_TOPIC_BYTES_MAX 255
-#define IE_ID_BYTES_MAX 255
-#define IE_ATTRIBUTE_BYTES_MAX 2048 /* source, type, subject, dataschema, content_type, key */
-#define IE_HEADERS_MAX 64
+#define IE_TOPIC_BYTES_MAX       255
+#define IE_ID_BYTES_MAX          255
+#define IE_ATTRIBUTE_BYTES_MAX   2048 /* source, type, subject, dataschema, content_type, key */
+#define IE_HEADERS_MAX           64
 #define IE_HEADER_NAME_BYTES_MAX 64
-#define IE_HEADERS_BYTES_MAX 16384 /* names and values of one event together */
-#define IE_DATA_BYTES_MAX 1048576  /* 1 MiB */
+#define IE_HEADERS_BYTES_MAX     16384   /* names and values of one event together */
+#define IE_DATA_BYTES_MAX        1048576 /* 1 MiB */
 
 #define IE_ID_SIZE 37 /* a UUID as text with its terminator */
 
@@ -57,8 +57,8 @@ typedef struct ie_event {
     const void *data;         /* opaque bytes; NULL with data_bytes 0: no data */
     size_t      data_bytes;   /* 0..IE_DATA_BYTES_MAX */
     const ie_header *headers; /* extension attributes */
-    size_t           header_count; /* 0..IE_HEADERS_MAX */
-    int64_t          time_ms;      /* UTC; 0: now */
+    size_t           header_count;  /* 0..IE_HEADERS_MAX */
+    int64_t          time_ms;       /* UTC; 0: now */
     int64_t          not_before_ms; /* UTC; 0: at once */
     int64_t          expires_at_ms; /* UTC; 0: never; not sent once this has passed */
     int64_t          position;      /* set by the library when read from a log; else 0 */
@@ -66,7 +66,10 @@ typedef struct ie_event {
                                      * the same dedupe key is still in the log; never sent */
 } ie_event;
 
-#define IE_EVENT_INIT {.size = sizeof(ie_event)}
+#define IE_EVENT_INIT                                                                              \
+    {                                                                                              \
+        .size = sizeof(ie_event)                                                                   \
+    }
 
 /**
  * Check everything about an event that ie_publish() would check.

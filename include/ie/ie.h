@@ -7,6 +7,9 @@
 
 #include <ie/base.h>
 #include <ie/bus.h>
+#include <ie/bus_client.h>
+#include <ie/bus_server.h>
+#include <ie/eb1.h>
 #include <ie/cloudevents.h>
 #include <ie/event.h>
 #include <ie/inbox.h>

@@ -60,12 +60,12 @@ typedef struct ie_outbox_info {
     int64_t     newest_position; /* 0: empty */
     int64_t     oldest_position;
     uint64_t    events_kept;
-    const char *journal_mode;  /* of the file */
-    const char *durability;    /* noted by the application's last ie_outbox_open(); "" unknown */
-    const char *source;        /* default CloudEvents source */
+    const char *journal_mode; /* of the file */
+    const char *durability;   /* noted by the application's last ie_outbox_open(); "" unknown */
+    const char *source;       /* default CloudEvents source */
     const char *sqlite_version;
     bool        sqlite_has_wal_reset_bug; /* the linked SQLite; see README, Limits */
-    int64_t     wal_bytes;     /* size of the -wal file; 0: none */
+    int64_t     wal_bytes;                /* size of the -wal file; 0: none */
     int         schema_version;
 } ie_outbox_info;
 
@@ -85,9 +85,9 @@ typedef struct ie_event_status {
     ie_state        state;
     uint32_t        attempts;
     uint32_t        claims;
-    int64_t         due_at_ms;  /* next try or not_before; 0: none */
-    int64_t         since_ms;   /* when it came into this state; 0: not known */
-    const char     *reason;     /* last trouble; "" for none */
+    int64_t         due_at_ms; /* next try or not_before; 0: none */
+    int64_t         since_ms;  /* when it came into this state; 0: not known */
+    const char     *reason;    /* last trouble; "" for none */
 } ie_event_status;
 
 /** Which events. Zero-initialise; 0 and NULL mean "any". */

@@ -30,7 +30,7 @@ IE_API const ie_migration *ie_migration_at(size_t index);
 
 /** The state of one migration in a database. */
 typedef struct ie_migration_state {
-    const ie_migration *migration;     /* NULL for one that is newer than this library */
+    const ie_migration *migration; /* NULL for one that is newer than this library */
     int                 version;
     bool                is_applied;
     int64_t             applied_at_ms; /* UTC; 0 when not applied */

@@ -18,15 +18,15 @@ extern "C" {
 typedef struct ie_outbox ie_outbox;
 
 typedef struct ie_outbox_options {
-    size_t          size;   /* filled in by IE_OUTBOX_OPTIONS_INIT */
-    const char     *source; /* CloudEvents source of events that name none; NULL: the one that
+    size_t      size;       /* filled in by IE_OUTBOX_OPTIONS_INIT */
+    const char *source;     /* CloudEvents source of events that name none; NULL: the one that
                              * the migration recorded in ie_meta ("/ie" unless changed) */
     const ie_clock *clock;  /* NULL: the system's; borrowed */
     ie_logger       logger; /* copied */
     bool allow_autocommit;  /* publish outside a transaction too: the event stands alone */
     bool allow_unsafe;      /* accept journal_mode OFF or MEMORY and synchronous OFF, which lose
                              * or corrupt in a crash; for throw-away databases */
-    bool auto_migrate;      /* apply missing migrations when opening */
+    bool    auto_migrate;   /* apply missing migrations when opening */
     uint8_t reserved[5];    /* 0; fills the tail, so that the next field changes the size */
 } ie_outbox_options;
 

@@ -23,7 +23,7 @@ typedef struct ie_worker ie_worker;
 
 /** In which order events of one destination are sent. */
 typedef enum ie_order {
-    IE_ORDER_KEY = 0,   /* events of one key in commit order; a failing one holds back its key only */
+    IE_ORDER_KEY = 0, /* events of one key in commit order; a failing one holds back its key only */
     IE_ORDER_NONE = 1,  /* as fast as possible */
     IE_ORDER_STRICT = 2 /* everything in commit order; a failing one holds back all */
 } ie_order;
@@ -49,8 +49,8 @@ typedef struct ie_processor {
     const char *name;        /* for the log */
     uint32_t    interval_ms; /* 1..86400000; from the end of one run to the start of the next */
     uint32_t    reserved;
-    /* db is the worker's own connection, with no transaction open; leave none open either. A failure
-     * is logged, reported to on_error and tried again after the interval. */
+    /* db is the worker's own connection, with no transaction open; leave none open either. A
+     * failure is logged, reported to on_error and tried again after the interval. */
     ie_status (*run)(void *user, struct sqlite3 *db, ie_error *err);
     void *user; /* borrowed until the worker is closed */
 } ie_processor;
@@ -84,15 +84,16 @@ typedef struct ie_processor {
     X(checkpoint_frames, "frames", 0, 0, 1000000)
 
 typedef struct ie_worker_options {
-    size_t      size; /* filled in by IE_WORKER_OPTIONS_INIT */
-    const char *db;   /* path of the database file; required unless open_db is given */
-    const char *to;   /* the one destination's URL; or use destinations */
-    const char *name; /* its cursor; NULL: "outbox" */
-    const ie_destination *destinations; /* used when to is NULL; copied */
+    size_t                size; /* filled in by IE_WORKER_OPTIONS_INIT */
+    const char           *db;   /* path of the database file; required unless open_db is given */
+    const char           *to;   /* the one destination's URL; or use destinations */
+    const char           *name; /* its cursor; NULL: "outbox" */
+    const ie_destination *destinations;      /* used when to is NULL; copied */
     size_t                destination_count; /* 1..64 */
-    const ie_publishers  *publishers; /* borrowed; IE_WORKER_OPTIONS_INIT fills in the built-in ones */
-    const ie_processor   *processors; /* your own; copied */
-    size_t                processor_count; /* 0..64 */
+    const ie_publishers
+        *publishers; /* borrowed; IE_WORKER_OPTIONS_INIT fills in the built-in ones */
+    const ie_processor *processors;      /* your own; copied */
+    size_t              processor_count; /* 0..64 */
 
     /* How to open the worker's own connection, for encrypted files or another VFS; NULL: by path.
      * Must be a connection of its own; the worker closes it. */
@@ -108,8 +109,8 @@ typedef struct ie_worker_options {
 
     const ie_clock *clock; /* NULL: the system's; borrowed */
     ie_logger       logger;
-    bool            auto_migrate; /* apply missing migrations when opening */
-    bool            allow_network_fs; /* do not refuse a WAL database on NFS, CIFS, 9p or FUSE */
+    bool            auto_migrate;      /* apply missing migrations when opening */
+    bool            allow_network_fs;  /* do not refuse a WAL database on NFS, CIFS, 9p or FUSE */
     uint8_t         reserved_bytes[6]; /* 0 */
 
     /* Numbers; 0 is a value, not "default": the initialiser fills in the defaults. */
@@ -130,10 +131,10 @@ IE_API void ie_worker_options_init(ie_worker_options *options, size_t size);
  *
  * @param[out] out  transferred: release with ie_worker_close(). Untouched on failure.
  * @param options   copied, with all its strings.
- * @return IE_OK; IE_EINVAL (the message names the option and its bounds), IE_ENOTFOUND (no publisher
- *         for the URL), IE_ESCHEMA_MISSING, IE_ESCHEMA_NEWER, IE_ESCHEMA, IE_EUNSAFE, IE_ENOTSUP
- *         (a network file system), IE_ECURSOR, IE_EIO, IE_ENOMEM, or what the publisher's open said.
- * Threads: any.
+ * @return IE_OK; IE_EINVAL (the message names the option and its bounds), IE_ENOTFOUND (no
+ * publisher for the URL), IE_ESCHEMA_MISSING, IE_ESCHEMA_NEWER, IE_ESCHEMA, IE_EUNSAFE, IE_ENOTSUP
+ *         (a network file system), IE_ECURSOR, IE_EIO, IE_ENOMEM, or what the publisher's open
+ * said. Threads: any.
  */
 IE_API ie_status ie_worker_open(ie_worker **out, const ie_worker_options *options, ie_error *err);
 
@@ -149,8 +150,8 @@ typedef struct ie_worker_report {
 } ie_worker_report;
 
 /**
- * Publish until nothing is due, then return. Takes the leases it can get; runs every processor once.
- * Destinations that can be served are served to the end, also when another one cannot.
+ * Publish until nothing is due, then return. Takes the leases it can get; runs every processor
+ * once. Destinations that can be served are served to the end, also when another one cannot.
  *
  * @param timeout_ms   give up after this long; 0: no limit.
  * @param[out] report  may be NULL; filled in on failure too.
@@ -198,18 +199,18 @@ typedef struct ie_destination_stats {
     uint64_t   scheduled;
     uint64_t   skipped; /* topic not routed here */
     uint64_t   in_flight;
-    uint64_t   unreachable;    /* verdicts */
-    uint64_t   stray_reports;  /* second, late or unknown answers: a publisher's mistake */
-    uint64_t   lease_lost;     /* times someone else took over */
-    uint64_t   marks;          /* write transactions */
-    uint64_t   window_bytes;   /* memory held by events now */
+    uint64_t   unreachable;   /* verdicts */
+    uint64_t   stray_reports; /* second, late or unknown answers: a publisher's mistake */
+    uint64_t   lease_lost;    /* times someone else took over */
+    uint64_t   marks;         /* write transactions */
+    uint64_t   window_bytes;  /* memory held by events now */
 } ie_destination_stats;
 
 typedef struct ie_worker_stats {
     size_t   size;
     uint64_t destinations;
-    uint64_t wakes; /* by the file system or ie_worker_wake() */
-    uint64_t polls; /* by the safety net */
+    uint64_t wakes;   /* by the file system or ie_worker_wake() */
+    uint64_t polls;   /* by the safety net */
     uint64_t cleaned; /* events removed by retention */
     uint64_t busy;    /* write lock not got in time */
     uint64_t errors;

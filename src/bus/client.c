@@ -37,8 +37,6 @@ options_import(ie_bus_client_options *out, const ie_bus_client_options *given, i
         return ie_error_set(err, status, "client options: %s",
                             status == IE_EINVAL ? "size is not set; use IE_BUS_CLIENT_OPTIONS_INIT"
                                                 : "made for a newer library");
-    if (out->reserved != 0)
-        return ie_error_set(err, IE_EINVAL, "client options: reserved is not 0");
     if ((out->flags & ~IE_BUS_CLIENT_FAIL_OFFLINE) != 0)
         return ie_error_set(err, IE_ENOTSUP, "client options: unknown flags %x", out->flags);
     if (out->url == NULL)

@@ -1,6 +1,6 @@
 /* What the socket publisher may do beyond the public client. */
-#ifndef IE_BUS_CLIENT_H
-#define IE_BUS_CLIENT_H
+#ifndef IE_CLIENT_H
+#define IE_CLIENT_H
 
 #include <ie/bus.h>
 

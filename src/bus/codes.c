@@ -39,6 +39,7 @@ ie__bus_code_status(uint32_t code)
     case IE_BUS_CODE_INVALID: return IE_EINVAL;
     case IE_BUS_CODE_LIMIT:
     case IE_BUS_CODE_BUSY:
+    case IE_BUS_CODE_FULL:
     case IE_BUS_CODE_MEMORY: return IE_ELIMIT;
     case IE_BUS_CODE_HANDLER:
     case IE_BUS_CODE_REJECTED:
@@ -48,6 +49,7 @@ ie__bus_code_status(uint32_t code)
     case IE_BUS_CODE_SHUTTING_DOWN: return IE_EUNREACHABLE;
     case IE_BUS_CODE_BAD_FRAME: return IE_EPROTO;
     case IE_BUS_CODE_UNSUPPORTED: return IE_ENOTSUP;
+    case IE_BUS_CODE_CREDENTIALS:
     case IE_BUS_CODE_DENIED: return IE_EDENIED;
     default: return IE_EREFUSED; /* no subscribers, subscriber gone, what newer buses invent */
     }

@@ -36,6 +36,8 @@ static const struct {
     {"out_bytes_total_max", OFFSET(out_bytes_total_max), 256u << 20, UINT64_C(1) << 40},
     {"group_bytes_max", OFFSET(group_bytes_max), 32u << 20, UINT64_C(1) << 40},
     {"memory_bytes_max", OFFSET(memory_bytes_max), 512u << 20, UINT64_C(1) << 40},
+    {"store_queue_bytes_max", OFFSET(store_queue_bytes_max), 64u << 20, UINT64_C(1) << 40},
+    {"retention_bytes_max", OFFSET(retention_bytes_max), UINT64_C(4) << 30, UINT64_C(1) << 50},
 };
 
 static const struct {
@@ -59,6 +61,16 @@ static const struct {
     {"ping_missed_max", OFFSET(ping_missed_max), 2, 100},
     {"ack_timeout_ms", OFFSET(ack_timeout_ms), 30000, 86400000},
     {"drain_ms", OFFSET(drain_ms), 30000, 3600000},
+    {"retention_s", OFFSET(retention_s), 7 * 86400, UINT32_MAX},
+    {"dedupe_window_ms", OFFSET(dedupe_window_ms), 120000, 86400000},
+    {"dedupe_ids_max", OFFSET(dedupe_ids_max), 1000000, 100000000},
+    {"groups_max", OFFSET(groups_max), 10000, 1000000},
+    {"attempts_max", OFFSET(attempts_max), 16, 1000000},
+    {"retry_delay_ms", OFFSET(retry_delay_ms), 1000, 86400000},
+    {"retry_delay_ms_max", OFFSET(retry_delay_ms_max), 300000, 86400000},
+    {"queries_in_flight_max", OFFSET(queries_in_flight_max), 1024, 1000000},
+    {"query_timeout_ms_max", OFFSET(query_timeout_ms_max), 300000, 86400000},
+    {"login_delay_ms", OFFSET(login_delay_ms), 500, 60000},
 };
 
 static ie_status
@@ -73,8 +85,8 @@ options_import(ie_bus_server_options *out, const ie_bus_server_options *given, i
         return ie_error_set(err, status, "bus options: %s",
                             status == IE_EINVAL ? "size is not set; use IE_BUS_SERVER_OPTIONS_INIT"
                                                 : "made for a newer library");
-    if (out->reserved != 0)
-        return ie_error_set(err, IE_EINVAL, "bus options: reserved is not 0");
+    if ((out->flags & ~(IE_BUS_SERVER_NO_EB1 | IE_BUS_SERVER_NO_ANONYMOUS)) != 0)
+        return ie_error_set(err, IE_EINVAL, "bus options: unknown flags %x", out->flags);
     if (out->data_dir != NULL)
         return ie_error_set(err, IE_ENOTSUP,
                             "data_dir: this version of the bus stores nothing; leave it out");

@@ -3,8 +3,8 @@
  * event from a publish to its answer. All of it belongs to the server's thread, except what the
  * mutex guards.
  */
-#ifndef IE_BUS_SERVER_H
-#define IE_BUS_SERVER_H
+#ifndef IE_SERVER_H
+#define IE_SERVER_H
 
 #include <ie/bus.h>
 

@@ -240,6 +240,15 @@ ie__field_u32(uint32_t *out, const ie__field *field)
 }
 
 ie_status
+ie__field_i64(int64_t *out, const ie__field *field)
+{
+    if (field->size != 8)
+        return IE_EPROTO;
+    *out = (int64_t)ie__get64(field->value);
+    return IE_OK;
+}
+
+ie_status
 ie__field_text(char *out, size_t max, const ie__field *field)
 {
     if (field->size == 0 || field->size > max || !text_is_good(field->value, field->size))
@@ -275,6 +284,17 @@ ie__build_u32(ie__builder *builder, unsigned tag, uint32_t value)
     field[0] = (unsigned char)tag;
     ie__put16(field + 1, 4);
     ie__put32(field + 3, value);
+    ie__build_bytes(builder, field, sizeof field);
+}
+
+void
+ie__build_i64(ie__builder *builder, unsigned tag, int64_t value)
+{
+    unsigned char field[11];
+
+    field[0] = (unsigned char)tag;
+    ie__put16(field + 1, 8);
+    ie__put64(field + 3, (uint64_t)value);
     ie__build_bytes(builder, field, sizeof field);
 }
 

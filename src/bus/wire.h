@@ -44,7 +44,18 @@ typedef enum ie__frame_type {
     IE__DELIVER = 0x30,     /* to a live subscription */
     IE__DELIVER_ACK = 0x31, /* to be acknowledged */
     IE__ACK = 0x32,
-    IE__NACK = 0x33
+    IE__NACK = 0x33,
+    IE__DELIVER_LOG =
+        0x34,              /* of a durable group: u32 delivery, u32 attempt, u64 position, record */
+    IE__NACK_LATER = 0x35, /* u32 ms, reason */
+    IE__QUERY = 0x40,      /* u32 timeout ms, u32 answers wanted (0: all), record */
+    IE__ANSWER = 0x41,     /* to the asker: record */
+    IE__QUERY_END = 0x42,  /* to the asker: u32 answers, reason */
+    IE__QUERY_CANCEL = 0x43,
+    IE__ASK = 0x44,     /* to a responder: u32 ask, u32 ms left, record */
+    IE__REPLY = 0x45,   /* number: ask; record */
+    IE__DECLINE = 0x46, /* number: ask; reason */
+    IE__WITHDRAW = 0x47 /* number: ask; the asker does not wait any more */
 } ie__frame_type;
 #define IE__FRAME_OPTIONAL 0x80u /* a type with this bit is skipped by who does not know it */
 
@@ -64,9 +75,28 @@ enum {
     IE__F_CREDIT = 8,        /* u32; also in SUBSCRIBE and SUBSCRIBED */
     IE__F_PATTERN = 9,       /* text, SUBSCRIBE */
     IE__F_GROUP = 10,        /* text, SUBSCRIBE */
-    IE__F_FLAGS = 11         /* u32, SUBSCRIBE */
+    IE__F_FLAGS = 11,        /* u32, SUBSCRIBE */
+    IE__F_SELECTION = 12,    /* u32, SUBSCRIBE */
+    IE__F_START = 13,        /* u32, SUBSCRIBE */
+    IE__F_START_AT = 14,     /* i64, SUBSCRIBE */
+    IE__F_ACK_TIMEOUT = 15,  /* u32, SUBSCRIBE */
+    IE__F_USER = 16,         /* text, HELLO; WELCOME: who we take the client for */
+    IE__F_PASSWORD = 17,     /* bytes, HELLO */
+    IE__F_TOKEN = 18,        /* bytes, HELLO */
+    IE__F_ATTEMPTS = 32,     /* u32, SUBSCRIBE */
+    IE__F_POSITION = 33      /* i64, SUBSCRIBED: where the durable group stands */
 };
-#define IE__FIELD_OPTIONAL 0x80u /* a tag with this bit is skipped by who does not know it */
+
+/* Capabilities in HELLO and WELCOME. */
+#define IE__CAP_STORAGE 0x1u /* WELCOME: the bus has a log */
+#define IE__CAP_QUERIES 0x2u
+
+/* Set in the count of receivers of PUBACK: stored and synced. */
+#define IE__PUBACK_STORED 0x80000000u
+
+/* A flag of SUBSCRIBE beside IE_BUS_SUBSCRIBE_*: this one answers queries, and gets no events. */
+#define IE__SUBSCRIBE_ANSWERS 0x80000000u
+#define IE__FIELD_OPTIONAL    0x80u /* a tag with this bit is skipped by who does not know it */
 
 /* Fields of an event record, in any order, each once but the header. */
 enum {
@@ -202,6 +232,7 @@ typedef struct ie__field {
 /* IE_OK: *out is the next one and *pos behind it. IE_ENOTFOUND: the end. IE_EPROTO: broken. */
 ie_status ie__field_next(ie__field *out, const unsigned char **pos, const unsigned char *end);
 ie_status ie__field_u32(uint32_t *out, const ie__field *field);
+ie_status ie__field_i64(int64_t *out, const ie__field *field);
 /* Copies text of 1..max bytes, checked and terminated; out has room for max + 1. */
 ie_status ie__field_text(char *out, size_t max, const ie__field *field);
 
@@ -214,6 +245,7 @@ typedef struct ie__builder {
 void ie__build_begin(ie__builder *builder, ie_buffer *buffer, ie__frame_type type, uint32_t number);
 void ie__build_bytes(ie__builder *builder, const void *bytes, size_t size);
 void ie__build_u32(ie__builder *builder, unsigned tag, uint32_t value);
+void ie__build_i64(ie__builder *builder, unsigned tag, int64_t value);
 void ie__build_text(ie__builder *builder, unsigned tag, const char *text);
 ie_status ie__build_end(ie__builder *builder); /* on failure the buffer is as before begin */
 
