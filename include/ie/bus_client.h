@@ -125,7 +125,9 @@ typedef struct ie_bus_answer {
     const char *reason;    /* "" with IE_OK; else one line. Borrowed for the call */
     uint64_t    receivers; /* with IE_OK: matching subscriptions, each group counted once */
     ie_status   status;
-    uint32_t    code; /* ie_bus_code, where the bus refused */
+    uint32_t    code;     /* ie_bus_code, where the bus refused */
+    uint32_t    stored;   /* with IE_OK: 1: it is in the bus's log, synced; 0: it was ephemeral */
+    uint32_t    reserved; /* 0 */
 } ie_bus_answer;
 
 /** Called exactly once per accepted publish, on the client's thread. Must not block for long. */
