@@ -8,107 +8,22 @@
 #include <unistd.h>
 
 #include "server.h"
+#include "settings.h"
 
-#define OPTIONS_SIZE_MIN sizeof(ie_bus_server_options)
-#define BACKLOG          1024
-#define GROUP_BUCKETS    4096 /* a power of two */
+#define BACKLOG       1024
+#define GROUP_BUCKETS 4096 /* a power of two */
 
-/* ---- options -------------------------------------------------------------------------------- */
-
-void
-ie_bus_server_options_init(ie_bus_server_options *options, size_t size)
-{
-    if (size < sizeof(size_t))
-        return;
-    memset(options, 0, size);
-    options->size = size;
-}
-
-#define OFFSET(field) offsetof(ie_bus_server_options, field)
-
-static const struct {
-    const char *name;
-    size_t      offset;
-    uint64_t    value; /* the default */
-    uint64_t    max;
-} LIMITS_64[] = {
-    {"out_bytes_max", OFFSET(out_bytes_max), 8u << 20, UINT64_C(1) << 40},
-    {"out_bytes_total_max", OFFSET(out_bytes_total_max), 256u << 20, UINT64_C(1) << 40},
-    {"group_bytes_max", OFFSET(group_bytes_max), 32u << 20, UINT64_C(1) << 40},
-    {"memory_bytes_max", OFFSET(memory_bytes_max), 512u << 20, UINT64_C(1) << 40},
-    {"store_queue_bytes_max", OFFSET(store_queue_bytes_max), 64u << 20, UINT64_C(1) << 40},
-    {"retention_bytes_max", OFFSET(retention_bytes_max), UINT64_C(4) << 30, UINT64_C(1) << 50},
-};
-
-static const struct {
-    const char *name;
-    size_t      offset;
-    uint32_t    value; /* the default */
-    uint32_t    max;
-} LIMITS_32[] = {
-    {"data_bytes_max", OFFSET(data_bytes_max), IE_DATA_BYTES_MAX, IE_DATA_BYTES_MAX},
-    {"connections_max", OFFSET(connections_max), 4096, 1000000},
-    {"connections_per_address_max", OFFSET(connections_per_address_max), 0, 1000000},
-    {"unauthenticated_max", OFFSET(unauthenticated_max), 128, 1000000},
-    {"subscriptions_max", OFFSET(subscriptions_max), 100000, 10000000},
-    {"subscriptions_per_client_max", OFFSET(subscriptions_per_client_max), 256, 100000},
-    {"publishes_in_flight_max", OFFSET(publishes_in_flight_max), 8192, 1u << 20},
-    {"credit_max", OFFSET(credit_max), 10000, 1u << 20},
-    {"group_events_max", OFFSET(group_events_max), 10000, 10000000},
-    {"hello_timeout_ms", OFFSET(hello_timeout_ms), 5000, 3600000},
-    {"frame_timeout_ms", OFFSET(frame_timeout_ms), 30000, 3600000},
-    {"ping_interval_ms", OFFSET(ping_interval_ms), 20000, 3600000},
-    {"ping_missed_max", OFFSET(ping_missed_max), 2, 100},
-    {"ack_timeout_ms", OFFSET(ack_timeout_ms), 30000, 86400000},
-    {"drain_ms", OFFSET(drain_ms), 30000, 3600000},
-    {"retention_s", OFFSET(retention_s), 7 * 86400, UINT32_MAX},
-    {"dedupe_window_ms", OFFSET(dedupe_window_ms), 120000, 86400000},
-    {"dedupe_ids_max", OFFSET(dedupe_ids_max), 1000000, 100000000},
-    {"groups_max", OFFSET(groups_max), 10000, 1000000},
-    {"attempts_max", OFFSET(attempts_max), 16, 1000000},
-    {"retry_delay_ms", OFFSET(retry_delay_ms), 1000, 86400000},
-    {"retry_delay_ms_max", OFFSET(retry_delay_ms_max), 300000, 86400000},
-    {"queries_in_flight_max", OFFSET(queries_in_flight_max), 1024, 1000000},
-    {"query_timeout_ms_max", OFFSET(query_timeout_ms_max), 300000, 86400000},
-    {"login_delay_ms", OFFSET(login_delay_ms), 500, 60000},
-};
+/* ---- options ------------------------------------------------------------------------------- */
 
 static ie_status
 options_import(ie_bus_server_options *out, const ie_bus_server_options *given, ie_error *err)
 {
-    ie_status status = IE_OK;
+    const ie_status status = ie__settings_import(out, given, err);
 
-    ie_bus_server_options_init(out, sizeof *out);
-    if (given != NULL)
-        status = ie__struct_import(out, sizeof *out, given, OPTIONS_SIZE_MIN);
-    if (status != IE_OK)
-        return ie_error_set(err, status, "bus options: %s",
-                            status == IE_EINVAL ? "size is not set; use IE_BUS_SERVER_OPTIONS_INIT"
-                                                : "made for a newer library");
-    if ((out->flags & ~(IE_BUS_SERVER_NO_EB1 | IE_BUS_SERVER_NO_ANONYMOUS)) != 0)
-        return ie_error_set(err, IE_EINVAL, "bus options: unknown flags %x", out->flags);
-    if (out->data_dir != NULL)
+    if (status == IE_OK && out->data_dir != NULL)
         return ie_error_set(err, IE_ENOTSUP,
                             "data_dir: this version of the bus stores nothing; leave it out");
-    for (size_t i = 0; i < sizeof LIMITS_64 / sizeof *LIMITS_64; i++) {
-        uint64_t *value = (uint64_t *)(void *)((char *)out + LIMITS_64[i].offset);
-
-        if (*value > LIMITS_64[i].max)
-            return ie_error_set(err, IE_EINVAL, "%s: at most %llu", LIMITS_64[i].name,
-                                (unsigned long long)LIMITS_64[i].max);
-        if (*value == 0)
-            *value = LIMITS_64[i].value;
-    }
-    for (size_t i = 0; i < sizeof LIMITS_32 / sizeof *LIMITS_32; i++) {
-        uint32_t *value = (uint32_t *)(void *)((char *)out + LIMITS_32[i].offset);
-
-        if (*value > LIMITS_32[i].max)
-            return ie_error_set(err, IE_EINVAL, "%s: at most %u", LIMITS_32[i].name,
-                                LIMITS_32[i].max);
-        if (*value == 0)
-            *value = LIMITS_32[i].value;
-    }
-    return IE_OK;
+    return status;
 }
 
 /* ---- addresses ------------------------------------------------------------------------------ */

@@ -1,4 +1,4 @@
-/* Words of the command line: parsing by the table, units, suggestions, help. */
+/* Words of the command line: parsing by the table, numbers, help. */
 #include "cli.h"
 
 #include <errno.h>
@@ -6,67 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "units.h"
+
 const cli_flag cli_common_flags[] = {
     {.name = "help", .help = "show this help", .letter = 'h'},
     {.name = NULL},
 };
-
-/* ---- suggestions ---- */
-
-#define WORD_MAX 40
-
-/* Edits (insert, remove, replace, swap neighbours) that make one word of the other. */
-static size_t
-distance(const char *a, const char *b)
-{
-    const size_t a_bytes = strlen(a);
-    const size_t b_bytes = strlen(b);
-    size_t       rows[3][WORD_MAX + 1];
-
-    if (a_bytes > WORD_MAX || b_bytes > WORD_MAX)
-        return WORD_MAX;
-    for (size_t j = 0; j <= b_bytes; j++)
-        rows[0][j] = j;
-    for (size_t i = 1; i <= a_bytes; i++) {
-        size_t       *now = rows[i % 3];
-        const size_t *last = rows[(i - 1) % 3];
-        const size_t *before = rows[(i + 1) % 3];
-
-        now[0] = i;
-        for (size_t j = 1; j <= b_bytes; j++) {
-            size_t best = last[j - 1] + (a[i - 1] != b[j - 1] ? 1 : 0);
-
-            if (last[j] + 1 < best)
-                best = last[j] + 1;
-            if (now[j - 1] + 1 < best)
-                best = now[j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
-                before[j - 2] + 1 < best)
-                best = before[j - 2] + 1;
-            now[j] = best;
-        }
-    }
-    return rows[a_bytes % 3][b_bytes];
-}
-
-const char *
-cli_suggest(const char *word, const char *(*name_at)(const void *of, size_t index), const void *of,
-            size_t count)
-{
-    const char *best = NULL;
-    size_t      best_edits = strlen(word) / 3 + 2; /* fewer than this */
-
-    for (size_t i = 0; i < count; i++) {
-        const char  *name = name_at(of, i);
-        const size_t edits = distance(word, name);
-
-        if (edits < best_edits && edits < strlen(name)) {
-            best = name;
-            best_edits = edits;
-        }
-    }
-    return best;
-}
 
 /* ---- flags ---- */
 
@@ -109,7 +54,7 @@ flag_unknown(const cli *self, const flag_list *list, const char *name, size_t by
     const char *meant;
 
     (void)snprintf(word, sizeof word, "%.*s", (int)(bytes < 60 ? bytes : 60), name);
-    meant = cli_suggest(word, flag_name_at, list, list->count);
+    meant = ie__suggest(word, flag_name_at, list, list->count);
     if (meant != NULL)
         return cli_usage(self, "unknown option '--%s'; did you mean '--%s'?", word, meant);
     return cli_usage(self, "unknown option '--%s'", word);
@@ -219,55 +164,13 @@ cli_has(const cli *self, const char *flag)
 
 /* ---- numbers with units ---- */
 
-typedef struct unit {
-    const char *name;
-    int64_t     factor;
-} unit;
-
-static bool
-parse_units(const char *text, const unit *units, size_t count, int64_t *out)
-{
-    char     *end = NULL;
-    long long number;
-
-    if (text[0] < '0' || text[0] > '9')
-        return false;
-    errno = 0;
-    number = strtoll(text, &end, 10);
-    if (errno != 0 || number > INT64_C(1) << 50)
-        return false;
-    for (size_t i = 0; i < count; i++)
-        if (strcmp(end, units[i].name) == 0)
-            return !__builtin_mul_overflow(number, units[i].factor, out);
-    return number == 0 && *end == '\0' && (*out = 0, true);
-}
-
-bool
-cli_parse_duration(const char *text, int64_t *ms)
-{
-    static const unit UNITS[] = {{"ms", 1},      {"s", 1000},    {"m", 60000},
-                                 {"min", 60000}, {"h", 3600000}, {"d", 86400000}};
-
-    return parse_units(text, UNITS, sizeof UNITS / sizeof UNITS[0], ms);
-}
-
-bool
-cli_parse_bytes(const char *text, int64_t *bytes)
-{
-    static const unit UNITS[] = {
-        {"", 1},     {"B", 1},       {"KiB", 1024},    {"MiB", 1048576}, {"GiB", 1073741824},
-        {"K", 1024}, {"M", 1048576}, {"G", 1073741824}};
-
-    return parse_units(text, UNITS, sizeof UNITS / sizeof UNITS[0], bytes);
-}
-
 bool
 cli_duration(const cli *self, const char *flag, int64_t fallback_ms, int64_t *ms)
 {
     const char *text = cli_text(self, flag);
 
     *ms = fallback_ms;
-    if (text == NULL || (cli_parse_duration(text, ms) && *ms <= INT32_MAX))
+    if (text == NULL || (ie__duration_parse(text, ms) && *ms <= INT32_MAX))
         return true;
     (void)cli_usage(self, "--%s: '%.40s' is not a time such as 500ms, 30s, 5m or 2h", flag, text);
     return false;

@@ -71,14 +71,8 @@ const char *cli_text_at(const cli *self, const char *flag, size_t index);
 bool cli_duration(const cli *self, const char *flag, int64_t fallback_ms, int64_t *ms);
 bool cli_number(const cli *self, const char *flag, int64_t fallback, int64_t min, int64_t max,
                 int64_t *number);
-/* "10s", "500ms", "2h" -> ms; "8MiB" -> bytes. False: not one. */
-bool cli_parse_duration(const char *text, int64_t *ms);
-bool cli_parse_bytes(const char *text, int64_t *bytes);
-/* The nearest of the names that is near enough to be meant, or NULL. */
-const char *cli_suggest(const char *word, const char *(*name_at)(const void *of, size_t index),
-                        const void *of, size_t count);
-void        cli_help(const cli_command *command);
-void        cli_help_all(void);
+void cli_help(const cli_command *command);
+void cli_help_all(void);
 /* Commands that start with this word ("outbox"); false when there are none. */
 bool cli_help_group(const char *word);
 

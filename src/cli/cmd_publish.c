@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "core.h"
+#include "units.h"
 #include "url.h"
 
 const cli_flag cli_publish_flags[] = {
@@ -133,7 +134,7 @@ take_time(const cli *self, const char *flag, int64_t *ms)
 
     if (text == NULL)
         return true;
-    if (text[0] == '+' && cli_parse_duration(text + 1, ms)) {
+    if (text[0] == '+' && ie__duration_parse(text + 1, ms)) {
         *ms += cli_now_ms();
         return true;
     }

@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "units.h"
+
 #define STOP_MS 10000
 
 const cli_flag cli_relay_flags[] = {
@@ -86,10 +88,10 @@ number_parse(const number *row, const char *text, int64_t *value)
     const bool is_bare = text[0] != '\0' && strspn(text, "0123456789") == strlen(text);
 
     if (is_bare || strcmp(row->unit, "bytes") == 0)
-        return cli_parse_bytes(text, value);
+        return ie__bytes_parse(text, value);
     if (strcmp(row->unit, "ms") == 0)
-        return cli_parse_duration(text, value);
-    if (strcmp(row->unit, "s") == 0 && cli_parse_duration(text, value)) {
+        return ie__duration_parse(text, value);
+    if (strcmp(row->unit, "s") == 0 && ie__duration_parse(text, value)) {
         *value /= 1000;
         return true;
     }
@@ -110,7 +112,7 @@ number_set(const cli *self, ie_worker_options *options, const char *given)
         if (strcmp(NUMBERS[i].name, name) == 0)
             row = &NUMBERS[i];
     if (row == NULL) {
-        const char *meant = cli_suggest(name, number_name_at, NULL, NUMBER_COUNT);
+        const char *meant = ie__suggest(name, number_name_at, NULL, NUMBER_COUNT);
 
         return cli_usage(self, "--set: there is no '%s'%s%s%s; '--set help' lists them", name,
                          meant != NULL ? "; did you mean '" : "", meant != NULL ? meant : "",

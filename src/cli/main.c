@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "units.h"
+
 static cli_exit cli_version(cli *self);
 
 static const cli_flag JSON_ONLY[] = {
@@ -142,7 +144,7 @@ unknown(int argc, char **argv)
         (void)snprintf(typed, sizeof typed, "%.60s %.60s", argv[0], argv[1]);
     else
         (void)snprintf(typed, sizeof typed, "%.60s", argv[0]);
-    meant = cli_suggest(typed, command_name_at, NULL, cli_command_count);
+    meant = ie__suggest(typed, command_name_at, NULL, cli_command_count);
     if (is_group(typed))
         cli_say("'%s' needs a command; see 'ie %s --help'", typed, typed);
     else if (meant != NULL)
