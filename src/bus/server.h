@@ -1,7 +1,7 @@
 /*
  * The server's insides: server.c is its life, session.c one connection, route.c the way of an
- * event from a publish to its answer. All of it belongs to the server's thread, except what the
- * mutex guards.
+ * event from a publish to its answer, group.h what subscribers share. All of it belongs to the
+ * server's thread, except what the mutex guards.
  */
 #ifndef IE_SERVER_H
 #define IE_SERVER_H
@@ -11,6 +11,7 @@
 #include <pthread.h>
 
 #include "core.h"
+#include "group.h"
 #include "stream.h"
 #include "topics.h"
 #include "wire.h"
@@ -18,46 +19,7 @@
 #define IE__LISTEN_MAX 16
 #define IE__ACK_RUNS   32 /* runs of acknowledged publishes gathered per connection */
 
-typedef struct ie__conn  ie__conn;
-typedef struct ie__sub   ie__sub;
-typedef struct ie__group ie__group;
-typedef struct ie__held  ie__held;
-
-/* What the index of topics finds: a live subscription, or a group. */
-typedef struct ie__target {
-    ie__topic_entry entry; /* first, so that the index's answer is the target */
-    bool            is_group;
-} ie__target;
-
-struct ie__sub {
-    ie__target target; /* in the index when live */
-    ie__conn  *conn;
-    ie__sub   *next;        /* of the connection */
-    ie__group *group;       /* NULL: live */
-    int64_t    progress_ms; /* when it last acknowledged, or got its first delivery */
-    uint32_t   id;
-    uint32_t   flags;
-    uint32_t   credit;
-    uint32_t   outstanding;
-};
-
-/* Subscribers that share events and acknowledge them. One without a name has one member. */
-struct ie__group {
-    ie__target target;
-    ie__group *chain; /* same bucket of the table of names */
-    uint64_t   hash;
-    ie__sub  **members;
-    size_t     member_count;
-    size_t     member_max;
-    size_t     turn;  /* whose it is next */
-    ie__held **queue; /* a ring: events that no member has credit for */
-    size_t     queue_head;
-    size_t     queue_count;
-    size_t     queue_max; /* a power of two, or 0 */
-    uint64_t   queue_bytes;
-    char      *pattern;
-    char       name[]; /* "": no name */
-};
+typedef struct ie__held ie__held;
 
 /* A publish whose answer waits for acknowledgements. */
 struct ie__held {
@@ -69,14 +31,10 @@ struct ie__held {
     uint32_t  request;
     uint32_t  waiting; /* groups that have not answered */
     uint32_t  receivers;
-    uint32_t  code; /* of the first refusal */
+    uint32_t  code;    /* of the first refusal */
+    uint32_t  pushed;  /* items that went to a group */
+    ie__item  items[]; /* one for each group */
 };
-
-/* A delivery that its member has not answered; held is NULL once it has. */
-typedef struct ie__delivery {
-    ie__held *held;
-    ie__sub  *sub;
-} ie__delivery;
 
 typedef struct ie__ack_run {
     uint32_t first;
@@ -206,15 +164,20 @@ void ie__conn_pubnack(ie__conn *conn, uint32_t request, uint32_t code, const cha
 void      ie__route_publish(ie__conn *conn, const ie__frame *frame);
 ie_status ie__route_subscribe(ie__conn *conn, const ie__frame *frame);
 void      ie__route_unsubscribe(ie__conn *conn, uint32_t id);
-/* IE_EPROTO: not a list of ranges. */
-ie_status ie__route_ack(ie__conn *conn, const ie__frame *frame);
-void      ie__route_nack(ie__conn *conn, uint32_t number, const ie__reason *reason);
+/* A frame with a record in it: head (at most 16 bytes) comes before it. blob, when not NULL, has
+ * the same bytes, to be shared. */
+void ie__conn_send_record(ie__conn *conn, ie__frame_type type, uint32_t number,
+                          const unsigned char *head, size_t head_bytes, const unsigned char *record,
+                          size_t size, ie__blob *blob);
 /* The connection is about to go: its subscriptions end, what it did not answer goes to others. */
 void ie__route_leave(ie__conn *conn);
 /* Its output drained: its groups may go on. */
 void ie__route_resume(ie__conn *conn);
-/* A member that answers nothing for too long. */
-bool ie__route_is_stuck(const ie__conn *conn, int64_t now_ms);
-void ie__route_free(ie_bus_server *server);
+
+/* ---- delivery.c ---- */
+
+/* IE_EPROTO: not a list of ranges. */
+ie_status ie__route_ack(ie__conn *conn, const ie__frame *frame);
+void ie__route_nack(ie__conn *conn, uint32_t number, uint32_t delay_ms, const ie__reason *reason);
 
 #endif

@@ -215,7 +215,7 @@ ie__conn_tick(ie__conn *conn, int64_t now)
                       options->frame_timeout_ms);
         return;
     }
-    if (conn->delivery_count != 0 && ie__route_is_stuck(conn, now)) {
+    if (conn->delivery_count != 0 && ie__deliveries_tick(conn, now)) {
         ie__conn_doom(conn, IE_BUS_CODE_ACK_TIMEOUT, "no delivery was answered for %u ms",
                       options->ack_timeout_ms);
         return;
@@ -329,7 +329,23 @@ on_nack(ie__conn *conn, const ie__frame *frame)
 
     if (ie__reason_parse(&reason, frame) != IE_OK)
         return conn_broken(conn, "a malformed nack");
-    ie__route_nack(conn, frame->number, &reason);
+    ie__route_nack(conn, frame->number, 0, &reason);
+    return IE_OK;
+}
+
+static ie_status
+on_nack_later(ie__conn *conn, const ie__frame *frame)
+{
+    ie__reason reason;
+    ie__frame  rest = *frame;
+
+    if (frame->body_bytes < 4)
+        return conn_broken(conn, "a malformed nack");
+    rest.body += 4;
+    rest.body_bytes -= 4;
+    if (ie__reason_parse(&reason, &rest) != IE_OK)
+        return conn_broken(conn, "a malformed nack");
+    ie__route_nack(conn, frame->number, ie__get32(frame->body), &reason);
     return IE_OK;
 }
 
@@ -382,15 +398,11 @@ static const struct {
     ie__conn_state state;
     frame_fn       handle;
 } FRAMES[] = {
-    {IE__PUBLISH, IE__CONN_OPEN, on_publish},
-    {IE__ACK, IE__CONN_OPEN, on_ack},
-    {IE__NACK, IE__CONN_OPEN, on_nack},
-    {IE__PING, IE__CONN_OPEN, on_ping},
-    {IE__PONG, IE__CONN_OPEN, on_pong},
-    {IE__SUBSCRIBE, IE__CONN_OPEN, on_subscribe},
-    {IE__UNSUBSCRIBE, IE__CONN_OPEN, on_unsubscribe},
-    {IE__GOODBYE, IE__CONN_OPEN, on_goodbye},
-    {IE__ERROR, IE__CONN_OPEN, on_error},
+    {IE__PUBLISH, IE__CONN_OPEN, on_publish},     {IE__ACK, IE__CONN_OPEN, on_ack},
+    {IE__NACK, IE__CONN_OPEN, on_nack},           {IE__NACK_LATER, IE__CONN_OPEN, on_nack_later},
+    {IE__PING, IE__CONN_OPEN, on_ping},           {IE__PONG, IE__CONN_OPEN, on_pong},
+    {IE__SUBSCRIBE, IE__CONN_OPEN, on_subscribe}, {IE__UNSUBSCRIBE, IE__CONN_OPEN, on_unsubscribe},
+    {IE__GOODBYE, IE__CONN_OPEN, on_goodbye},     {IE__ERROR, IE__CONN_OPEN, on_error},
     {IE__HELLO, IE__CONN_HELLO, on_hello},
 };
 
