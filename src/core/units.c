@@ -22,7 +22,7 @@ parse_units(const char *text, const unit *units, size_t count, int64_t *out)
         return false;
     errno = 0;
     number = strtoll(text, &end, 10);
-    if (errno != 0 || number > INT64_C(1) << 50)
+    if (errno != 0 || number > INT64_C(1) << 53)
         return false;
     for (size_t i = 0; i < count; i++)
         if (strcmp(end, units[i].name) == 0)
