@@ -37,8 +37,14 @@ options_import(ie_bus_client_options *out, const ie_bus_client_options *given, i
         return ie_error_set(err, status, "client options: %s",
                             status == IE_EINVAL ? "size is not set; use IE_BUS_CLIENT_OPTIONS_INIT"
                                                 : "made for a newer library");
-    if ((out->flags & ~IE_BUS_CLIENT_FAIL_OFFLINE) != 0)
+    if ((out->flags & ~(IE_BUS_CLIENT_FAIL_OFFLINE | IE_BUS_CLIENT_REPUBLISH)) != 0)
         return ie_error_set(err, IE_ENOTSUP, "client options: unknown flags %x", out->flags);
+    if (out->flags == (IE_BUS_CLIENT_FAIL_OFFLINE | IE_BUS_CLIENT_REPUBLISH))
+        return ie_error_set(err, IE_EINVAL,
+                            "client options: FAIL_OFFLINE and REPUBLISH exclude each other");
+    if (out->dispatch > IE_BUS_DISPATCH_CALLER)
+        return ie_error_set(err, IE_ENOTSUP, "client options: unknown dispatch %d",
+                            (int)out->dispatch);
     if (out->url == NULL)
         out->url = IE_BUS_URL_DEFAULT;
     if (out->source == NULL)
@@ -93,7 +99,9 @@ ie__client_cond_init(pthread_cond_t *cond)
 static void
 client_free(ie_bus_client *client)
 {
+    ie__client_dispatch_fini(client);
     ie__client_subs_free(client);
+    ie__client_replies_fini(client);
     ie__net_free(&client->net);
     ie__framer_fini(&client->framer);
     ie_buffer_fini(&client->submitted.frames);
@@ -177,13 +185,17 @@ ie_bus_client_open(ie_bus_client **out, const ie_bus_client_options *options, ie
     client->options = imported;
     client->data_bytes_max = IE_DATA_BYTES_MAX;
     client->next_request = client->flight_first = 1;
+    atomic_store(&client->connection, 1);
     client->generation = ie__fork_generation();
     (void)pthread_mutex_init(&client->mutex, NULL);
     ie__client_cond_init(&client->changed);
-    status = client_set_names(client, err);
+    status = ie__client_dispatch_init(client, err);
+    if (status == IE_OK)
+        status = client_set_names(client, err);
     if (status == IE_OK)
         status = client_start(client, err);
     if (status != IE_OK) {
+        ie__client_dispatch_stop(client);
         client_free(client);
         return status;
     }
@@ -233,17 +245,23 @@ ie_bus_client_close(ie_bus_client *client)
 {
     if (client == NULL)
         return;
-    if (on_own_thread(client)) {
-        ie__log(&client->options.logger, IE_LOG_ERROR, "client",
-                "ie_bus_client_close() on the client's own thread does nothing");
-        return;
-    }
     if (client->generation != ie__fork_generation())
         return; /* a child's copy: the thread and the connection are the parent's */
+    if (on_own_thread(client) || ie__client_dispatch_is_handler(client)) {
+        ie__log(&client->options.logger, IE_LOG_ERROR, "client",
+                "ie_bus_client_close() in a handler does nothing");
+        return;
+    }
     client_lock(client);
     client->is_closing = true;
     (void)client_signal(client);
     (void)pthread_cond_broadcast(&client->changed);
+    client_unlock(client);
+    (void)uv_async_send(&client->async);
+    ie__client_dispatch_stop(client);
+    client_lock(client);
+    client->may_leave = true; /* and what the last handlers answered goes out before */
+    (void)client_signal(client);
     client_unlock(client);
     (void)uv_async_send(&client->async);
     (void)pthread_join(client->thread, NULL);

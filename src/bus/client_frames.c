@@ -22,15 +22,16 @@ on_welcome(ie_bus_client *client, const ie__frame *frame)
     ie__field            field;
     ie_status            status;
 
+    client->capabilities = client->server_ping_ms = 0;
     client->in_flight_max = 1024; /* of a server that does not say */
     while ((status = ie__field_next(&field, &at, end)) == IE_OK) {
         switch (field.tag) {
         case IE__F_NAME: status = ie__field_text(name, IE_BUS_NAME_BYTES_MAX, &field); break;
         case IE__F_DATA_BYTES: status = ie__field_u32(&data_bytes, &field); break;
         case IE__F_IN_FLIGHT: status = ie__field_u32(&client->in_flight_max, &field); break;
-        case IE__F_CAPABILITIES:
+        case IE__F_CAPABILITIES: status = ie__field_u32(&client->capabilities, &field); break;
+        case IE__F_PING_MS: status = ie__field_u32(&client->server_ping_ms, &field); break;
         case IE__F_MESSAGE_BYTES:
-        case IE__F_PING_MS:
         case IE__F_SUBSCRIPTIONS:
         case IE__F_CREDIT: status = ie__field_u32(&number, &field); break;
         default: status = field.tag >= IE__FIELD_OPTIONAL ? IE_OK : IE_EPROTO; break;
@@ -103,6 +104,7 @@ static const struct {
 } FRAMES[] = {
     {IE__DELIVER, PHASE_OPEN, PHASE_LEAVING, ie__client_on_deliver},
     {IE__DELIVER_ACK, PHASE_OPEN, PHASE_LEAVING, ie__client_on_deliver},
+    {IE__DELIVER_LOG, PHASE_OPEN, PHASE_LEAVING, ie__client_on_deliver},
     {IE__PUBACK, PHASE_OPEN, PHASE_LEAVING, ie__client_on_puback},
     {IE__PUBNACK, PHASE_OPEN, PHASE_LEAVING, ie__client_on_pubnack},
     {IE__PING, PHASE_OPEN, PHASE_LEAVING, on_ping},

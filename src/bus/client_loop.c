@@ -88,8 +88,9 @@ client_say_goodbye(ie_bus_client *client)
 
     if (client->said_goodbye)
         return;
+    ie__client_replies_write(client);
+    ie__client_acks_flush(client, &client->by);
     client->said_goodbye = true;
-    ie__client_acks_flush(client);
     ie__client_write(client, frame,
                      ie__reason_frame(frame, IE__GOODBYE, 0, IE_BUS_CODE_DONE, "goodbye"));
     client->phase = PHASE_LEAVING;
@@ -129,18 +130,21 @@ client_check_done(ie_bus_client *client)
 {
     bool is_closing;
     bool is_done;
+    bool may_leave; /* handlers are at rest */
 
     if (client->is_ended)
         return;
     client_lock(client);
     is_closing = client->is_closing;
-    is_done = client->unanswered == 0;
+    may_leave = client->may_leave;
+    is_done = client->unanswered == 0 && may_leave;
     client_unlock(client);
     if (client->phase == PHASE_OPEN && is_closing && is_done)
         client_say_goodbye(client);
     else if (is_closing && is_done && client->phase < PHASE_OPEN)
         client_end(client);
-    else if (client->phase == PHASE_LEAVING && client->flight_sent == 0)
+    else if (client->phase == PHASE_LEAVING && !client->said_goodbye && client->flight_sent == 0 &&
+             (is_closing ? may_leave : ie__client_dispatch_is_idle(client)))
         client_say_goodbye(client); /* the server wants us to go, and all answers are in */
 }
 
@@ -175,6 +179,14 @@ retry_delay(const ie_bus_client *client)
     return ie__random_below(ceiling + 1);
 }
 
+/* With the mutex held: is there something that another connection could help? */
+static bool
+client_is_owing(const ie_bus_client *client)
+{
+    return client->submitted.count != 0 || client->flight_count != client->flight_sent ||
+           ((client->options.flags & IE_BUS_CLIENT_REPUBLISH) != 0 && client->flight_count != 0);
+}
+
 /* This connection, or attempt, is over: tell, answer, and come again after a random while. */
 static void
 client_lost(ie_bus_client *client)
@@ -186,15 +198,16 @@ client_lost(ie_bus_client *client)
     client->stream = NULL;
     client->phase = PHASE_IDLE;
     client->said_goodbye = false;
-    client->ack_count = 0;
+    client->by.acks.run_count = 0;
+    client->by.acks.total = 0;
     ie__framer_fini(&client->framer);
     if (client->is_ended)
         return;
     client_lock(client);
-    is_closing = client->is_closing;
+    atomic_store(&client->connection, atomic_load(&client->connection) + 1);
+    ie__client_replies_forget(client);
     ie__client_subs_forget(client);
-    is_closing =
-        is_closing && client->flight_count == client->flight_sent && client->submitted.count == 0;
+    is_closing = client->is_closing && !client_is_owing(client);
     client_unlock(client);
     if (is_closing) { /* nothing that another connection could help */
         client_end(client);
@@ -227,7 +240,10 @@ on_attempt_timeout(uv_timer_t *timer)
 {
     ie_bus_client *client = timer->data;
 
-    client_fail(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, "no answer from the bus in time");
+    client_fail(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE,
+                client->phase == PHASE_GREETING
+                    ? "what listens there said nothing in time: it may not be a bus"
+                    : "no answer from the bus in time");
 }
 
 /* ---- the stream ---- */
@@ -242,6 +258,7 @@ on_data(void *owner, unsigned char *bytes, size_t size)
     client->heard_ms = (int64_t)uv_now(&client->loop);
     client->pings = 0;
     status = ie__framer_push(&client->framer, bytes, size, &ie__client_framer_ops, client, &err);
+    ie__client_dispatch_hand_over(client);
     if (client->stream == NULL || status == IE_OK)
         return;
     ie__client_why(client, status, IE_BUS_CODE_NONE,
@@ -254,6 +271,15 @@ on_gone(void *owner, const char *reason)
 {
     ie_bus_client *client = owner;
 
+    if (client->phase == PHASE_GREETING) { /* the reason must not read like a network's fault */
+        char text[160];
+
+        (void)snprintf(text, sizeof text,
+                       "what listens there is not a bus: it ended the connection"
+                       " instead of a greeting (%.60s)",
+                       reason);
+        ie__client_why(client, IE_EPROTO, IE_BUS_CODE_NONE, text);
+    }
     ie__client_why(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, reason);
     client_lost(client);
 }
@@ -263,7 +289,7 @@ before_flush(void *owner)
 {
     ie_bus_client *client = owner;
 
-    ie__client_acks_flush(client);
+    ie__client_acks_flush(client, &client->by);
     client_check_done(client);
 }
 
@@ -374,16 +400,36 @@ client_try(ie_bus_client *client)
 
 /* ---- connected ---- */
 
+/* How often we look; more than once in the interval of either side. */
+static uint64_t
+heartbeat_ms(const ie_bus_client *client)
+{
+    uint32_t interval = client->options.ping_interval_ms;
+
+    if (client->server_ping_ms != 0 && client->server_ping_ms < interval)
+        interval = client->server_ping_ms;
+    return interval / 4 > 10 ? interval / 4 : 10;
+}
+
 /* While connected: is the server still there? Also picks up what memory forbade before. */
 static void
 on_heartbeat(uv_timer_t *timer)
 {
     ie_bus_client *client = timer->data;
-    const int64_t  silent = (int64_t)uv_now(&client->loop) - client->heard_ms;
+    const int64_t  now = (int64_t)uv_now(&client->loop);
+    const int64_t  silent = now - client->heard_ms;
 
-    ie__client_subs_sync(client);
-    ie__client_take(client);
-    ie__client_send(client);
+    ie__client_on_async(&client->async);
+    if (client->stream == NULL || client->phase < PHASE_OPEN)
+        return;
+    if (ie__client_dispatch_is_paused(client)) {
+        /* We do not listen, so we hear nothing; but the bus must hear that we are there. */
+        if (now - client->spoke_ms >= (int64_t)heartbeat_ms(client)) {
+            client->spoke_ms = now;
+            ie__client_write_empty(client, IE__PING, 0);
+        }
+        return;
+    }
     if (silent < (int64_t)client->options.ping_interval_ms * (client->pings + 1))
         return;
     if (client->pings >= client->options.ping_missed_max) {
@@ -397,13 +443,12 @@ on_heartbeat(uv_timer_t *timer)
 void
 ie__client_opened(ie_bus_client *client, uint32_t data_bytes_max)
 {
-    const uint64_t every = client->options.ping_interval_ms / 4;
+    const uint64_t every = heartbeat_ms(client);
 
     client->phase = PHASE_OPEN;
     client->attempts = 0;
     client->framer.message_max = IE__MESSAGE_MAX;
-    (void)uv_timer_start(&client->timer, on_heartbeat, every > 10 ? every : 10,
-                         every > 10 ? every : 10);
+    (void)uv_timer_start(&client->timer, on_heartbeat, every, every);
     client_lock(client);
     client->data_bytes_max = data_bytes_max;
     ie__client_subs_ask(client);
@@ -420,18 +465,31 @@ ie__client_on_async(uv_async_t *async)
 {
     ie_bus_client *client = async->data;
     bool           is_closing;
+    bool           is_broken;
 
     if (client->is_ended)
         return;
     client_lock(client);
     client->is_signalled = false;
     is_closing = client->is_closing;
+    is_broken = (client->is_malformed || client->is_short) && client->stream != NULL;
+    if (is_broken && client->is_malformed)
+        ie__client_why(client, IE_EPROTO, IE_BUS_CODE_NONE, "a malformed event");
+    client->is_malformed = client->is_short = false;
     client_unlock(client);
+    if (is_broken) {
+        client_fail(client, IE_ENOMEM, IE_BUS_CODE_NONE, "out of memory for answers to events");
+        return;
+    }
+    ie__client_replies_write(client);
+    ie__client_dispatch_resume(client);
     ie__client_subs_sync(client);
     ie__client_take(client);
     ie__client_send(client);
     if ((client->options.flags & IE_BUS_CLIENT_FAIL_OFFLINE) != 0 && client->is_offline)
         ie__client_flight_fail_all(client, IE_EUNREACHABLE, client->why);
+    if (client->phase == PHASE_LEAVING)
+        ie__stream_touch(client->stream); /* that may have been what we stayed for */
     if (is_closing) {
         if (!uv_is_active((uv_handle_t *)&client->close_timer))
             (void)uv_timer_start(&client->close_timer, on_close_timeout,

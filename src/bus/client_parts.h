@@ -7,6 +7,7 @@
 #define IE_BUS_CLIENT_PARTS_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <time.h>
 
 #include "address.h"
@@ -36,21 +37,126 @@ typedef struct batch {
 
 typedef enum sub_state { SUB_NEW, SUB_ASKED, SUB_CONFIRMED, SUB_REFUSED } sub_state;
 
-typedef struct subscription {
-    struct subscription *next;
-    ie_bus_event_fn      handler;
-    void                *user;
-    char                *group; /* NULL: none */
-    uint32_t             id;
-    uint32_t             flags;
-    sub_state            state;      /* mutex */
-    bool                 is_removed; /* mutex: to be taken out by the loop */
-    bool                 is_known;   /* loop: the server was asked on this connection */
-    bool                 is_muted;   /* loop: unsubscribed by a handler */
-    uint32_t             code;       /* mutex: why it was refused */
-    char                 reason[160];
-    char                 pattern[];
-} subscription;
+typedef struct subscription subscription;
+
+/* Answers to deliveries that are on their way to the bus: runs of handled ones. */
+typedef struct acks {
+    struct {
+        uint32_t first;
+        uint32_t count;
+    } runs[ACK_RUNS];
+    size_t   run_count;
+    uint32_t total;
+    uint32_t connection; /* on which they came */
+    int64_t  since_ns;
+} acks;
+
+/* What a thread needs that runs handlers: one for the loop, one for each lane of the queue. */
+typedef struct runner {
+    ie__record record;
+    acks       acks;
+    bool       is_loop;
+} runner;
+
+/* Runs the handler for one frame; connection is the one that it came on. IE_OK, or IE_EPROTO: no
+ * bus would send this. The body may be changed. */
+typedef ie_status (*run_fn)(ie_bus_client *client, runner *by, subscription *sub,
+                            const ie__frame *frame, uint32_t connection);
+
+struct subscription {
+    subscription      *next;
+    run_fn             run;         /* NULL: ie_bus_client_next() takes its deliveries */
+    ie_bus_event_fn    handler;     /* of deliveries: one of these */
+    ie_bus_delivery_fn on_delivery; /* two */
+    ie_bus_question_fn on_question;
+    void              *user;
+    char              *group; /* NULL: none */
+    int64_t            start_at;
+    ie_bus_start       start;
+    ie_bus_selection   selection;
+    uint32_t           id;
+    uint32_t           flags; /* as the bus gets them */
+    uint32_t           credit;
+    uint32_t           ack_timeout_ms;
+    uint32_t           attempts_max;
+    bool               is_manual;     /* answered by token */
+    bool               was_confirmed; /* loop: its group has been made; it goes on from there */
+    sub_state          state;         /* mutex */
+    bool               is_ending;     /* mutex: somebody is at it */
+    bool               is_removed;    /* mutex: to be taken out by the loop */
+    bool               is_known;      /* loop: the server was asked on this connection */
+    bool               is_muted;      /* INLINE: loop; else the queue's mutex: no handler runs */
+    uint32_t           code;          /* mutex: why it was refused */
+    uint64_t           grave;         /* loop: messages queued before it was taken out */
+    char               reason[160];
+    char               pattern[];
+};
+
+/* Numbers of deliveries (or questions) that were handed out and are not answered; owner is the
+ * subscription. */
+typedef struct tokens {
+    struct token {
+        uint32_t number; /* 0: free */
+        uint32_t owner;
+    } * slots;
+    size_t count;
+    size_t max; /* a power of two, or 0 */
+} tokens;
+
+/* An answer to deliveries that was given on another thread than the loop's. */
+typedef struct reply {
+    char    *reason; /* of a refusal; may be NULL */
+    uint32_t connection;
+    uint32_t first;
+    uint32_t count; /* 0: a refusal of first */
+    uint32_t code;
+    uint32_t delay_ms;
+} reply;
+
+/* ---- the queue between the loop and who runs handlers (client_dispatch.c) ---- */
+
+typedef struct chunk chunk;
+
+typedef enum lane_id { LANE_PUSH, LANE_PULL, LANES } lane_id;
+
+/* Messages of one kind: for handlers, or for ie_bus_client_next(). */
+typedef struct lane {
+    chunk   *filling;    /* loop */
+    uint64_t queued;     /* loop: messages ever put in */
+    chunk   *head;       /* handed over and not taken */
+    chunk   *tail;       /* its last */
+    uint64_t handed;     /* messages ever handed over */
+    uint64_t fetched;    /* ... taken out one by one */
+    uint64_t done;       /* ... and finished with */
+    chunk   *taken;      /* the reader's own, from here on */
+    size_t   taken_at;   /* offset of its next message */
+    size_t   unfinished; /* bytes of the message whose handler runs */
+    runner   by;         /* the reader's own */
+} lane;
+
+typedef struct queue {
+    pthread_mutex_t mutex; /* after the client's, where both are needed */
+    pthread_cond_t  ready; /* messages came, or it stops */
+    pthread_cond_t  idle;  /* a handler returned, or a caller left */
+    pthread_t       thread;
+    pthread_t       running_thread;
+    lane            lanes[LANES];
+    uint64_t        bytes;      /* of the messages that wait */
+    uint32_t        running_id; /* whose handler runs; 0: none */
+    uint32_t        readers;    /* wait for ready */
+    atomic_uint     watchers;   /* wait for idle */
+    uint32_t        callers;    /* are inside of dispatch or next */
+    chunk          *spare;
+    size_t          spare_count;
+    subscription   *graves; /* loop: ended, but perhaps still in the queue */
+    ie_event        pulled; /* the last one of ie_bus_client_next() */
+    int             fd;     /* eventfd of IE_BUS_DISPATCH_CALLER; -1: none */
+    bool            is_readable;
+    bool            is_paused;      /* the loop does not read on: too much waits */
+    bool            is_wanted_idle; /* the loop waits for the queue to be empty */
+    bool            is_stopping;
+    bool            has_thread;
+} queue;
 
 typedef enum phase {
     PHASE_IDLE,       /* no connection, a timer runs */
@@ -87,7 +193,18 @@ struct ie_bus_client {
     bool            is_signalled;  /* the loop has been woken and has not looked yet */
     bool            is_closing;
     bool            is_closed;
+    bool            may_leave;      /* closing, and no handler runs any more */
+    bool            is_short;       /* an answer was lost for want of memory: connect anew */
+    bool            is_malformed;   /* an event that no bus would send was in the queue */
     uint32_t        data_bytes_max; /* the server's; IE_DATA_BYTES_MAX before */
+    tokens          tokens;         /* of this connection's deliveries */
+    reply          *replies;
+    size_t          reply_count;
+    size_t          reply_max;
+
+    atomic_uint connection; /* changes when one is lost; written by the loop, mutex held */
+    atomic_uint waiters;    /* threads that wait for an answer */
+    queue       queue;
 
     /* -- the loop's own -- */
     uv_loop_t               loop;
@@ -107,8 +224,9 @@ struct ie_bus_client {
     uint32_t                pings;
     int64_t                 heard_ms;
     batch                   spare;   /* memory for the next batch */
-    ie_buffer               backlog; /* frames not sent; from backlog_sent on */
-    size_t                  backlog_sent;
+    ie_buffer               backlog; /* frames of the flight that are still needed, and older */
+    size_t                  backlog_kept; /* from here on */
+    size_t                  backlog_sent; /* from here on not sent */
     entry                  *flight; /* a ring of all unanswered publishes that the loop knows */
     size_t                  flight_head;
     size_t                  flight_count;
@@ -116,14 +234,13 @@ struct ie_bus_client {
     size_t                  flight_max;    /* a power of two, or 0 */
     uint32_t                flight_first;  /* request number of the head */
     uint32_t                in_flight_max; /* the server's limit */
-    struct {
-        uint32_t first;
-        uint32_t count;
-    } acks[ACK_RUNS];
-    size_t        ack_count;
-    int64_t       ack_since_ns;
+    uint32_t                capabilities;  /* the server's */
+    uint32_t      server_ping_ms; /* after so long it asks whether we are there; 0: unknown */
+    int64_t       spoke_ms;       /* last ping while we did not read */
+    reply        *reply_spare;    /* memory for the next replies */
+    size_t        reply_spare_max;
+    runner        by;
     subscription *last_sub; /* found last */
-    ie__record    record;
     bool          is_ended; /* the loop is winding up */
     bool          said_goodbye;
     bool          was_refused; /* an error came instead of a welcome */
@@ -159,7 +276,7 @@ client_signal(ie_bus_client *client)
     const bool was = client->is_signalled;
 
     client->is_signalled = true;
-    return !was;
+    return !was && !client->is_closed;
 }
 
 /* ---- making, watching and closing a client (client.c) ---- */
@@ -191,7 +308,15 @@ void      ie__client_flight_fail_all(ie_bus_client *client, ie_status status, co
 ie_status ie__client_on_puback(ie_bus_client *client, const ie__frame *frame);
 ie_status ie__client_on_pubnack(ie_bus_client *client, const ie__frame *frame);
 
-/* ---- subscriptions and their deliveries (client_subscribe.c) ---- */
+/* ---- subscriptions (client_subscribe.c) ---- */
+/* One that is not known to anybody yet; flags, handlers and so on are for the caller to fill in.
+ * NULL: no memory. */
+subscription *ie__client_sub_new(const char *pattern, const char *group);
+/* Takes it over, on failure too (it is released). */
+ie_status ie__client_sub_add(ie_bus_client *client, subscription *sub, uint32_t *id, ie_error *err);
+/* On the loop; NULL: there is none. */
+subscription *ie__client_sub_find(ie_bus_client *client, uint32_t id);
+void          ie__client_sub_free(subscription *sub);
 /* With the mutex held: ask for all of them, on a new connection. */
 void ie__client_subs_ask(ie_bus_client *client);
 /* With the mutex held: the connection that they were asked on is gone. */
@@ -199,10 +324,65 @@ void ie__client_subs_forget(ie_bus_client *client);
 /* New subscriptions are asked for, removed ones are ended. */
 void      ie__client_subs_sync(ie_bus_client *client);
 void      ie__client_subs_free(ie_bus_client *client);
-void      ie__client_acks_flush(ie_bus_client *client);
 ie_status ie__client_on_subscribed(ie_bus_client *client, const ie__frame *frame);
 ie_status ie__client_on_subrefused(ie_bus_client *client, const ie__frame *frame);
 ie_status ie__client_on_unsubscribed(ie_bus_client *client, const ie__frame *frame);
+
+/* ---- deliveries and their answers (client_delivery.c) ---- */
 ie_status ie__client_on_deliver(ie_bus_client *client, const ie__frame *frame);
+ie_status ie__client_delivery_run(ie_bus_client *client, runner *by, subscription *sub,
+                                  const ie__frame *frame, uint32_t connection);
+/* As run_fn, for who pulls. IE_ENOTFOUND: it came on a connection that is gone, and will come
+ * again. */
+ie_status ie__client_delivery_pull(ie_bus_client *client, runner *by, subscription *sub,
+                                   const ie__frame *frame, uint32_t connection, ie_event *event,
+                                   ie_bus_delivery *delivery);
+/* What this thread has to answer goes to the loop, or, on the loop, to the stream. */
+void ie__client_acks_flush(ie_bus_client *client, runner *by);
+/* Write the answers that other threads gave. */
+void ie__client_replies_write(ie_bus_client *client);
+/* With the mutex held: the connection is gone, and so is what could be answered. */
+void ie__client_replies_forget(ie_bus_client *client);
+void ie__client_replies_fini(ie_bus_client *client);
+
+/* ---- what was handed out (client_tokens.c); with the mutex held ---- */
+ie_status ie__tokens_add(tokens *set, uint32_t number, uint32_t owner);
+/* False: it was not there. */
+bool ie__tokens_take(tokens *set, uint32_t number);
+void ie__tokens_drop(tokens *set, uint32_t owner);
+void ie__tokens_clear(tokens *set);
+void ie__tokens_fini(tokens *set);
+
+/* ---- who runs handlers, and when (client_dispatch.c) ---- */
+ie_status ie__client_dispatch_init(ie_bus_client *client, ie_error *err);
+/* No handler runs after this, and what they answered is with the loop. Not on a handler's thread.
+ */
+void ie__client_dispatch_stop(ie_bus_client *client);
+void ie__client_dispatch_fini(ie_bus_client *client);
+/* On the loop: a frame for this subscription. Its run() is called at once (INLINE), or later from
+ * a copy on another thread. What it returns ends the connection, unless IE_OK. */
+ie_status ie__client_dispatch_message(ie_bus_client *client, subscription *sub,
+                                      const ie__frame *frame);
+/* On the loop, after each piece of input: let the others see it. */
+void ie__client_dispatch_hand_over(ie_bus_client *client);
+/* On the loop: read on, if there is room again. */
+void ie__client_dispatch_resume(ie_bus_client *client);
+bool ie__client_dispatch_is_paused(ie_bus_client *client);
+/* On the loop: nothing waits for a handler, and none runs. Else the loop is woken when so. */
+bool ie__client_dispatch_is_idle(ie_bus_client *client);
+/* On the loop: release it as soon as nobody can meet it any more. */
+void ie__client_dispatch_bury(ie_bus_client *client, subscription *sub);
+/* With the client's mutex held: its handler is not called again. */
+void ie__client_dispatch_mute(ie_bus_client *client, subscription *sub);
+/* Wait until its handler does not run; at once in a handler. */
+void ie__client_dispatch_await(ie_bus_client *client, uint32_t id);
+/* Is this thread in the middle of a handler? */
+bool ie__client_dispatch_is_handler(ie_bus_client *client);
+/* Around waiting for an answer, on any thread: reading goes on meanwhile, even when handlers are
+ * behind, for the answer is behind their events. */
+void ie__client_wait_begin(ie_bus_client *client);
+void ie__client_wait_end(ie_bus_client *client);
+/* Wake the loop, from any thread. */
+void ie__client_wake(ie_bus_client *client);
 
 #endif

@@ -21,24 +21,34 @@ flight_at(const ie_bus_client *client, size_t index)
     return &client->flight[(client->flight_head + index) & (client->flight_max - 1)];
 }
 
+/* What became of publishes; receivers is as PUBACK has it. */
 static void
-answer_one(const entry *asked, ie_status status, uint32_t code, uint64_t receivers,
+answer_one(const entry *asked, ie_status status, uint32_t code, uint32_t receivers,
            const char *reason)
 {
     ie_bus_answer answer = {.size = sizeof answer,
                             .reason = reason,
-                            .receivers = receivers,
+                            .receivers = receivers & ~IE__PUBACK_STORED,
                             .status = status,
-                            .code = code};
+                            .code = code,
+                            .stored = (receivers & IE__PUBACK_STORED) != 0};
 
     if (asked->answered != NULL)
         asked->answered(asked->user, &answer);
+}
+
+static bool
+is_republishing(const ie_bus_client *client)
+{
+    return (client->options.flags & IE_BUS_CLIENT_REPUBLISH) != 0;
 }
 
 static void
 flight_pop(ie_bus_client *client)
 {
     while (client->flight_sent > 0 && flight_at(client, 0)->is_done) {
+        if (is_republishing(client))
+            client->backlog_kept += flight_at(client, 0)->bytes;
         client->flight_head = (client->flight_head + 1) & (client->flight_max - 1);
         client->flight_count--;
         client->flight_sent--;
@@ -60,7 +70,7 @@ count_answered(ie_bus_client *client, size_t count, uint64_t bytes)
 /* Answer the publishes [first, first + count) that were sent and are not answered. */
 static void
 flight_answer(ie_bus_client *client, uint32_t first, uint32_t count, ie_status status,
-              uint32_t code, uint64_t receivers, const char *reason)
+              uint32_t code, uint32_t receivers, const char *reason)
 {
     const uint32_t begin = first - client->flight_first;
     uint64_t       bytes = 0;
@@ -89,12 +99,49 @@ flight_answer(ie_bus_client *client, uint32_t first, uint32_t count, ie_status s
     flight_pop(client);
 }
 
+/* All that has no answer is unsent again; it closes ranks, for requests have no gaps. */
+static void
+flight_rewind(ie_bus_client *client)
+{
+    unsigned char *frames = (unsigned char *)client->backlog.data;
+    size_t         from = client->backlog_kept;
+    size_t         to = client->backlog_kept;
+    size_t         count = 0;
+    uint32_t       number;
+
+    for (size_t i = 0; i < client->flight_count; i++) {
+        const entry asked = *flight_at(client, i);
+
+        if (!asked.is_done) {
+            memmove(frames + to, frames + from, asked.bytes);
+            *flight_at(client, count++) = asked;
+            to += asked.bytes;
+        }
+        from += asked.bytes;
+    }
+    /* New ones are numbered on from the last one of these. */
+    client->flight_first += (uint32_t)(client->flight_count - count);
+    client->flight_count = count;
+    client->flight_sent = 0;
+    client->backlog.size = to;
+    client->backlog_sent = client->backlog_kept;
+    number = client->flight_first;
+    for (size_t i = 0, at = client->backlog_kept; i < count; i++) {
+        ie__put32(frames + at + IE__PREFIX_BYTES - 4, number++);
+        at += flight_at(client, i)->bytes;
+    }
+}
+
 /* The connection is gone: who was sent will not hear from it. */
 void
 ie__client_flight_lost(ie_bus_client *client)
 {
     if (client->flight_sent == 0)
         return;
+    if (is_republishing(client)) {
+        flight_rewind(client);
+        return;
+    }
     flight_answer(client, client->flight_first, (uint32_t)client->flight_sent, IE_EUNREACHABLE,
                   IE_BUS_CODE_NONE, 0, client->why);
 }
@@ -104,7 +151,7 @@ void
 ie__client_flight_fail_all(ie_bus_client *client, ie_status status, const char *reason)
 {
     client->flight_sent = client->flight_count; /* so that they count as asked */
-    client->backlog.size = client->backlog_sent = 0;
+    client->backlog.size = client->backlog_sent = client->backlog_kept = 0;
     if (client->flight_count > 0)
         flight_answer(client, client->flight_first, (uint32_t)client->flight_count, status,
                       IE_BUS_CODE_NONE, 0, reason);
@@ -142,7 +189,7 @@ ie__client_take(ie_bus_client *client)
 
     client_lock(client);
     if (client->submitted.count == 0 || !flight_reserve(client, client->submitted.count) ||
-        (client->backlog_sent < client->backlog.size &&
+        (client->backlog_kept < client->backlog.size &&
          ie__buffer_reserve(&client->backlog, client->submitted.frames.size) != IE_OK)) {
         client_unlock(client);
         return;
@@ -153,11 +200,11 @@ ie__client_take(ie_bus_client *client)
 
     for (size_t i = 0; i < taken.count; i++)
         *flight_at(client, client->flight_count++) = taken.entries[i];
-    if (client->backlog_sent == client->backlog.size) {
+    if (client->backlog_kept == client->backlog.size) {
         const ie_buffer empty = client->backlog; /* swap: no copy while we keep up */
 
         client->backlog = taken.frames;
-        client->backlog_sent = 0;
+        client->backlog_sent = client->backlog_kept = 0;
         taken.frames = empty;
     } else {
         (void)ie__buffer_add(&client->backlog, taken.frames.data, taken.frames.size);
@@ -191,13 +238,16 @@ ie__client_send(ie_bus_client *client)
         client->backlog_sent += bytes;
         client->flight_sent += count;
     }
-    if (client->backlog_sent == client->backlog.size) {
-        client->backlog.size = client->backlog_sent = 0;
-    } else if (client->backlog_sent > 1u << 20 && client->backlog_sent > client->backlog.size / 2) {
-        client->backlog.size -= client->backlog_sent;
-        memmove(client->backlog.data, client->backlog.data + client->backlog_sent,
+    if (!is_republishing(client))
+        client->backlog_kept = client->backlog_sent;
+    if (client->backlog_kept == client->backlog.size) {
+        client->backlog.size = client->backlog_sent = client->backlog_kept = 0;
+    } else if (client->backlog_kept > 1u << 20 && client->backlog_kept > client->backlog.size / 2) {
+        client->backlog.size -= client->backlog_kept;
+        memmove(client->backlog.data, client->backlog.data + client->backlog_kept,
                 client->backlog.size);
-        client->backlog_sent = 0;
+        client->backlog_sent -= client->backlog_kept;
+        client->backlog_kept = 0;
     }
 }
 
@@ -388,9 +438,11 @@ ie_bus_client_publish_wait(ie_bus_client *client, const ie_event *event, uint32_
     (void)pthread_mutex_init(&w->mutex, NULL);
     ie__client_cond_init(&w->cond);
     w->refs = 2;
+    ie__client_wait_begin(client);
     status = ie_bus_client_publish(client, event, flags, waiter_answered, w, err);
     (void)pthread_mutex_lock(&w->mutex);
     if (status != IE_OK) {
+        ie__client_wait_end(client);
         w->refs = 1;
         waiter_release(w);
         return status;
@@ -402,6 +454,7 @@ ie_bus_client_publish_wait(ie_bus_client *client, const ie_event *event, uint32_
         status = w->status == IE_OK ? IE_OK : ie_error_set(err, w->status, "%s", w->reason);
     else
         (void)ie_error_set(err, IE_ETIMEDOUT, "no answer from the bus within %u ms", timeout_ms);
+    ie__client_wait_end(client);
     waiter_release(w);
     return status;
 }

@@ -6,12 +6,14 @@
 
 #include "codes.h"
 
-#define ACK_DELAY_NS 1000000 /* no answer to a delivery is kept longer while handlers run */
+#define SUBSCRIBE_FLAGS                                                                            \
+    (IE_BUS_SUBSCRIBE_ACK | IE_BUS_SUBSCRIBE_OWN | IE_BUS_SUBSCRIBE_EPHEMERAL |                    \
+     IE_BUS_SUBSCRIBE_MANUAL)
 
 /* ---- memory ---- */
 
-static subscription *
-sub_new(const char *pattern, const char *group)
+subscription *
+ie__client_sub_new(const char *pattern, const char *group)
 {
     const size_t  pattern_bytes = strlen(pattern) + 1;
     subscription *sub = ie__calloc(1, sizeof *sub + pattern_bytes);
@@ -26,8 +28,8 @@ sub_new(const char *pattern, const char *group)
     return sub;
 }
 
-static void
-sub_free(subscription *sub)
+void
+ie__client_sub_free(subscription *sub)
 {
     ie__free(sub->group);
     ie__free(sub);
@@ -40,7 +42,7 @@ ie__client_subs_free(ie_bus_client *client)
         subscription *sub = client->subs;
 
         client->subs = sub->next;
-        sub_free(sub);
+        ie__client_sub_free(sub);
     }
 }
 
@@ -58,7 +60,18 @@ send_subscribe(ie_bus_client *client, subscription *sub)
     if (sub->group != NULL)
         ie__build_text(&b, IE__F_GROUP, sub->group);
     ie__build_u32(&b, IE__F_FLAGS, sub->flags);
-    ie__build_u32(&b, IE__F_CREDIT, client->options.credit);
+    ie__build_u32(&b, IE__F_CREDIT, sub->credit);
+    if (sub->selection != IE_BUS_ROUND_ROBIN)
+        ie__build_u32(&b, IE__F_SELECTION, (uint32_t)sub->selection);
+    if (sub->start != IE_BUS_START_GROUP && !sub->was_confirmed) {
+        ie__build_u32(&b, IE__F_START, (uint32_t)sub->start);
+        if (sub->start == IE_BUS_START_POSITION || sub->start == IE_BUS_START_TIME)
+            ie__build_i64(&b, IE__F_START_AT, sub->start_at);
+    }
+    if (sub->ack_timeout_ms != 0)
+        ie__build_u32(&b, IE__F_ACK_TIMEOUT, sub->ack_timeout_ms);
+    if (sub->attempts_max != 0)
+        ie__build_u32(&b, IE__F_ATTEMPTS, sub->attempts_max);
     ie__client_write_built(client, &buffer, &b);
 }
 
@@ -93,6 +106,7 @@ ie__client_subs_sync(ie_bus_client *client)
         subscription *sub = *link;
 
         if (sub->is_removed) {
+            ie__tokens_drop(&client->tokens, sub->id);
             *link = sub->next;
             sub->next = gone;
             gone = sub;
@@ -112,16 +126,19 @@ ie__client_subs_sync(ie_bus_client *client)
         subscription *sub = gone;
 
         gone = sub->next;
-        if (sub->is_known && client->phase == PHASE_OPEN)
+        if (sub->is_known && client->phase == PHASE_OPEN) {
+            ie__client_acks_flush(client, &client->by); /* what was handled counts as handled */
             ie__client_write_empty(client, IE__UNSUBSCRIBE, sub->id);
-        sub_free(sub);
+        }
+        ie__client_dispatch_bury(client, sub);
     }
+    ie__client_dispatch_bury(client, NULL); /* those of earlier times */
 }
 
 /* ---- what became of it ---- */
 
-static subscription *
-find_sub(ie_bus_client *client, uint32_t id)
+subscription *
+ie__client_sub_find(ie_bus_client *client, uint32_t id)
 {
     subscription *sub = client->last_sub;
 
@@ -138,10 +155,11 @@ find_sub(ie_bus_client *client, uint32_t id)
 static void
 sub_answered(ie_bus_client *client, uint32_t id, sub_state state, const ie__reason *reason)
 {
-    subscription *sub = find_sub(client, id);
+    subscription *sub = ie__client_sub_find(client, id);
 
     if (sub == NULL)
         return;
+    sub->was_confirmed = sub->was_confirmed || state == SUB_CONFIRMED;
     client_lock(client);
     sub->state = state;
     if (reason != NULL) {
@@ -170,7 +188,8 @@ ie__client_on_subrefused(ie_bus_client *client, const ie__frame *frame)
 
     if (ie__reason_parse(&reason, frame) != IE_OK)
         return ie__client_broken(client, "a malformed refusal");
-    if (reason.code == IE_BUS_CODE_MEMORY && (sub = find_sub(client, frame->number)) != NULL)
+    if (reason.code == IE_BUS_CODE_MEMORY &&
+        (sub = ie__client_sub_find(client, frame->number)) != NULL)
         sub->is_known = false; /* that passes: the heartbeat asks again */
     else
         sub_answered(client, frame->number, SUB_REFUSED, &reason);
@@ -185,138 +204,23 @@ ie__client_on_unsubscribed(ie_bus_client *client, const ie__frame *frame)
     return IE_OK;
 }
 
-/* ---- deliveries ---- */
-
-void
-ie__client_acks_flush(ie_bus_client *client)
-{
-    unsigned char  frame[IE__PREFIX_BYTES + 8 * ACK_RUNS];
-    unsigned char *at = frame + IE__PREFIX_BYTES;
-
-    if (client->ack_count == 0)
-        return;
-    ie__frame_prefix(frame, IE__ACK, 0, 8 * client->ack_count);
-    for (size_t i = 0; i < client->ack_count; i++, at += 8) {
-        ie__put32(at, client->acks[i].first);
-        ie__put32(at + 4, client->acks[i].count);
-    }
-    client->ack_count = 0;
-    ie__client_write(client, frame, (size_t)(at - frame));
-}
-
-static void
-ack_delivery(ie_bus_client *client, uint32_t number)
-{
-    const size_t last = client->ack_count - 1;
-
-    if (client->ack_count != 0 && client->acks[last].first + client->acks[last].count == number) {
-        client->acks[last].count++;
-        return;
-    }
-    if (client->ack_count == ACK_RUNS)
-        ie__client_acks_flush(client);
-    client->acks[client->ack_count].first = number;
-    client->acks[client->ack_count++].count = 1;
-    ie__stream_touch(client->stream);
-}
-
-static void
-nack_delivery(ie_bus_client *client, uint32_t number, ie_status status)
-{
-    unsigned char  frame[IE__REASON_FRAME_MAX];
-    const uint32_t code = status == IE_EREFUSED       ? IE_BUS_CODE_REJECTED
-                          : status == IE_EUNREACHABLE ? IE_BUS_CODE_UNAVAILABLE
-                                                      : IE_BUS_CODE_HANDLER;
-    char           text[160];
-
-    (void)snprintf(text, sizeof text, "handler of %s: %s", client->name, ie_status_text(status));
-    ie__client_acks_flush(client); /* answers leave in the order of the deliveries */
-    ie__client_write(client, frame, ie__reason_frame(frame, IE__NACK, number, code, text));
-}
-
-/* While handlers take their time, the answers of those that are done must not wait. */
-static void
-acks_flush_late(ie_bus_client *client)
-{
-    int64_t now;
-
-    if (client->ack_count == 0)
-        return;
-    now = ie__mono_ns();
-    if (now - client->ack_since_ns <= ACK_DELAY_NS)
-        return;
-    client->ack_since_ns = now;
-    ie__client_acks_flush(client);
-    if (client->stream != NULL)
-        ie__stream_flush(client->stream);
-}
-
-ie_status
-ie__client_on_deliver(ie_bus_client *client, const ie__frame *frame)
-{
-    const bool    is_acked = frame->type == IE__DELIVER_ACK;
-    subscription *sub = find_sub(client, frame->number);
-    ie_error      err = IE_ERROR_INIT;
-    ie_event      event;
-    ie_status     status;
-    uint32_t      number;
-
-    if (frame->body_bytes < 4)
-        return ie__client_broken(client, "a malformed delivery");
-    if (ie__record_parse(&client->record, frame->body + 4, frame->body_bytes - 4, IE_DATA_BYTES_MAX,
-                         &err) != IE_OK)
-        return ie__client_broken(client, "a malformed event");
-    if (sub == NULL || sub->is_muted)
-        return IE_OK; /* unsubscribed: the server takes it back by itself */
-    number = ie__get32(frame->body);
-    ie__record_event(&event, &client->record);
-    status = sub->handler(sub->user, &event);
-    if (!is_acked) {
-        if (status != IE_OK)
-            ie__log(&client->options.logger, IE_LOG_WARN, "client", "handler of %s: %s",
-                    sub->pattern, ie_status_text(status));
-        return IE_OK;
-    }
-    if (status == IE_OK)
-        ack_delivery(client, number);
-    else
-        nack_delivery(client, number, status);
-    acks_flush_late(client);
-    return client->stream != NULL ? IE_OK : IE_ECLOSED;
-}
-
 /* ---- public ---- */
 
 ie_status
-ie_bus_client_subscribe(ie_bus_client *client, const char *pattern, const char *group,
-                        uint32_t flags, ie_bus_event_fn handler, void *user, uint32_t *id,
-                        ie_error *err)
+ie__client_sub_add(ie_bus_client *client, subscription *sub, uint32_t *id, ie_error *err)
 {
     subscription **link;
-    subscription  *sub;
     bool           must_wake;
-
-    if (ie_pattern_check(pattern, err) != IE_OK)
-        return IE_EINVAL;
-    if (group != NULL && ie_topic_check(group, NULL) != IE_OK)
-        return ie_error_set(err, IE_EINVAL, "group: not a name like a topic's");
-    if (handler == NULL || (flags & ~IE__SUBSCRIBE_FLAGS) != 0)
-        return ie_error_set(err, IE_EINVAL,
-                            handler == NULL ? "handler is NULL" : "unknown subscribe flags");
-    sub = sub_new(pattern, group);
-    if (sub == NULL)
-        return ie_error_set(err, IE_ENOMEM, "no memory for a subscription");
-    sub->handler = handler;
-    sub->user = user;
-    sub->flags = flags;
 
     client_lock(client);
     if (client->is_closing) {
         client_unlock(client);
-        sub_free(sub);
+        ie__client_sub_free(sub);
         return ie_error_set(err, IE_ECLOSED, "the client was closed");
     }
     sub->id = ++client->next_sub;
+    if (sub->credit == 0)
+        sub->credit = client->options.credit;
     if (id != NULL)
         *id = sub->id;
     for (link = &client->subs; *link != NULL; link = &(*link)->next) {
@@ -327,6 +231,105 @@ ie_bus_client_subscribe(ie_bus_client *client, const char *pattern, const char *
     if (must_wake)
         (void)uv_async_send(&client->async);
     return IE_OK;
+}
+
+void
+ie_bus_subscription_init(ie_bus_subscription *to, size_t size)
+{
+    if (size < sizeof(size_t))
+        return;
+    memset(to, 0, size);
+    to->size = size;
+}
+
+static ie_status
+subscription_check(const ie_bus_client *client, const ie_bus_subscription *given, ie_error *err)
+{
+    const bool is_pulled = given->handler == NULL && given->on_delivery == NULL;
+    const bool is_named = given->group != NULL;
+
+    if (given->pattern == NULL)
+        return ie_error_set(err, IE_EINVAL, "pattern is NULL");
+    if (ie_pattern_check(given->pattern, err) != IE_OK)
+        return IE_EINVAL;
+    if (is_named && ie_topic_check(given->group, NULL) != IE_OK)
+        return ie_error_set(err, IE_EINVAL, "group: not a name like a topic's");
+    if (given->handler != NULL && given->on_delivery != NULL)
+        return ie_error_set(err, IE_EINVAL, "handler and on_delivery exclude each other");
+    if (is_pulled && client->options.dispatch != IE_BUS_DISPATCH_CALLER)
+        return ie_error_set(err, IE_EINVAL, "handler is NULL");
+    if ((given->flags & ~SUBSCRIBE_FLAGS) != 0)
+        return ie_error_set(err, IE_EINVAL, "unknown subscribe flags %x", given->flags);
+    if ((given->flags & IE_BUS_SUBSCRIBE_MANUAL) != 0 && given->handler != NULL)
+        return ie_error_set(err, IE_EINVAL,
+                            "a manual subscription needs on_delivery: a handler"
+                            " alone never sees the token");
+    if (given->start > IE_BUS_START_END)
+        return ie_error_set(err, IE_EINVAL, "unknown start %d", (int)given->start);
+    if (given->selection > IE_BUS_BROADCAST)
+        return ie_error_set(err, IE_EINVAL, "unknown selection %d", (int)given->selection);
+    if (!is_named && (given->start != IE_BUS_START_GROUP || given->attempts_max != 0 ||
+                      given->ack_timeout_ms != 0 || given->selection != IE_BUS_ROUND_ROBIN ||
+                      (given->flags & IE_BUS_SUBSCRIBE_EPHEMERAL) != 0))
+        return ie_error_set(err, IE_EINVAL,
+                            "start, selection, ack_timeout_ms, attempts_max and"
+                            " EPHEMERAL belong to a group; group is NULL");
+    return IE_OK;
+}
+
+ie_status
+ie_bus_client_subscribe_with(ie_bus_client *client, const ie_bus_subscription *subscription_given,
+                             uint32_t *id, ie_error *err)
+{
+    ie_bus_subscription given;
+    subscription       *sub;
+    ie_status           status;
+
+    ie_bus_subscription_init(&given, sizeof given);
+    status = ie__struct_import(&given, sizeof given, subscription_given, sizeof given);
+    if (status != IE_OK)
+        return ie_error_set(err, status, "subscription: %s",
+                            status == IE_EINVAL ? "size is not set; use IE_BUS_SUBSCRIPTION_INIT"
+                                                : "made for a newer library");
+    status = subscription_check(client, &given, err);
+    if (status != IE_OK)
+        return status;
+    sub = ie__client_sub_new(given.pattern, given.group);
+    if (sub == NULL)
+        return ie_error_set(err, IE_ENOMEM, "no memory for a subscription");
+    sub->handler = given.handler;
+    sub->on_delivery = given.on_delivery;
+    sub->user = given.user;
+    sub->run = given.handler != NULL || given.on_delivery != NULL ? ie__client_delivery_run : NULL;
+    sub->is_manual = sub->run == NULL || (given.flags & IE_BUS_SUBSCRIBE_MANUAL) != 0;
+    sub->flags = given.flags & ~IE_BUS_SUBSCRIBE_MANUAL; /* how we come to answer is our affair */
+    if ((given.flags & IE_BUS_SUBSCRIBE_MANUAL) != 0)
+        sub->flags |= IE_BUS_SUBSCRIBE_ACK;
+    sub->start = given.start;
+    sub->start_at = given.start_at;
+    sub->selection = given.selection;
+    sub->credit = given.credit;
+    sub->ack_timeout_ms = given.ack_timeout_ms;
+    sub->attempts_max = given.attempts_max;
+    return ie__client_sub_add(client, sub, id, err);
+}
+
+ie_status
+ie_bus_client_subscribe(ie_bus_client *client, const char *pattern, const char *group,
+                        uint32_t flags, ie_bus_event_fn handler, void *user, uint32_t *id,
+                        ie_error *err)
+{
+    ie_bus_subscription to;
+
+    if (handler == NULL)
+        return ie_error_set(err, IE_EINVAL, "handler is NULL");
+    IE_BUS_SUBSCRIPTION_INIT(&to);
+    to.pattern = pattern;
+    to.group = group;
+    to.flags = flags;
+    to.handler = handler;
+    to.user = user;
+    return ie_bus_client_subscribe_with(client, &to, id, err);
 }
 
 ie_status
@@ -371,29 +374,33 @@ ie_bus_client_wait_subscribed(ie_bus_client *client, uint32_t timeout_ms, ie_err
 ie_status
 ie_bus_client_unsubscribe(ie_bus_client *client, uint32_t id, ie_error *err)
 {
+    const bool    is_inline = client->options.dispatch == IE_BUS_DISPATCH_INLINE;
+    const bool    is_own = on_own_thread(client);
     subscription *sub;
     uint64_t      rounds;
-    bool          must_wake;
 
     client_lock(client);
-    for (sub = client->subs; sub != NULL && (sub->id != id || sub->is_removed); sub = sub->next) {
+    for (sub = client->subs; sub != NULL && (sub->id != id || sub->is_removed || sub->is_ending);
+         sub = sub->next) {
     }
     if (sub == NULL) {
         client_unlock(client);
         return ie_error_set(err, IE_ENOTFOUND, "no subscription %u", id);
     }
-    sub->is_removed = true;
-    rounds = client->commands_done;
-    must_wake = client_signal(client);
+    sub->is_ending = true;
+    ie__client_dispatch_mute(client, sub);
     client_unlock(client);
-    if (must_wake)
-        (void)uv_async_send(&client->async);
-    if (on_own_thread(client)) {
-        sub->is_muted = true; /* what is left of this turn's input is not for it */
-        return IE_OK;
-    }
+    if (!is_inline && !is_own)
+        ie__client_dispatch_await(client, id); /* and then it counts as handled */
     client_lock(client);
-    while (client->commands_done == rounds && !client->is_closed)
+    sub->is_removed = true; /* the loop may take it out from now on */
+    rounds = client->commands_done;
+    client_unlock(client);
+    if (is_inline && is_own)
+        sub->is_muted = true; /* what is left of this turn's input is not for it */
+    ie__client_wake(client);
+    client_lock(client);
+    while (is_inline && !is_own && client->commands_done == rounds && !client->is_closed)
         (void)pthread_cond_wait(&client->changed, &client->mutex);
     client_unlock(client);
     return IE_OK;
