@@ -3,6 +3,8 @@
 #include <check.h>
 #include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,6 +68,7 @@ raw_connect(const ie_bus_server *server)
         address.sin_port = htons((uint16_t)atoi(strrchr(url, ':') + 1));
         fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         ck_assert_int_ge(fd, 0);
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
         if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0)
             return fd;
     }
@@ -173,19 +176,32 @@ raw_frame(int fd, ie__frame_type type, uint32_t number, const void *body, size_t
 }
 
 int
-raw_open(const ie_bus_server *server)
+raw_open_as(const ie_bus_server *server, const char *name)
 {
     unsigned char greeting[IE__GREETING_BYTES];
+    ie_buffer     hello = {NULL, 0, 0};
+    ie__builder   b;
     const int     fd = raw_connect(server);
 
     ck_assert_int_ge(fd, 0);
     ie__greeting_put(greeting, IE__SP_EB2_CLIENT);
     raw_send(fd, greeting, sizeof greeting);
-    raw_frame(fd, IE__HELLO, 0, NULL, 0);
+    ie__build_begin(&b, &hello, IE__HELLO, 0);
+    if (name != NULL)
+        ie__build_text(&b, IE__F_NAME, name);
+    ck_assert_int_eq(ie__build_end(&b), IE_OK);
+    raw_send(fd, hello.data, hello.size);
+    ie_buffer_fini(&hello);
     ck_assert(raw_receive(fd, greeting, sizeof greeting));
     ck_assert_uint_eq(ie__greeting_get(greeting), IE__SP_EB2_BUS);
     (void)raw_expect(fd, IE__WELCOME);
     return fd;
+}
+
+int
+raw_open(const ie_bus_server *server)
+{
+    return raw_open_as(server, NULL);
 }
 
 void

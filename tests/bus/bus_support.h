@@ -20,6 +20,7 @@ ie_bus_server_stats bus_stats(ie_bus_server *server);
 int raw_connect(const ie_bus_server *server);
 /* Greeting and hello both ways, checked. */
 int  raw_open(const ie_bus_server *server);
+int  raw_open_as(const ie_bus_server *server, const char *name); /* the hello tells this name */
 void raw_send(int fd, const void *bytes, size_t size);
 /* False: the peer closed or reset before size bytes came (or nothing came in WAIT_MS). */
 bool raw_receive(int fd, void *bytes, size_t size);
