@@ -182,7 +182,8 @@ IE_API ie_status ie_bus_server_stop(ie_bus_server *server, uint32_t drain_ms);
 /**
  * Change a running bus: limits, topics, users, rights and certificates take effect at once, for
  * connections that are there too (a right that was revoked ends within a second). Addresses,
- * name and data_dir cannot change. All or nothing: on any failure the bus goes on as before.
+ * name and data_dir cannot change: give those of the start again. The logger stays what it was.
+ * All or nothing: on any failure the bus goes on as before.
  *
  * @return IE_OK; IE_EINVAL (what is wrong, or what cannot change); IE_EDENIED; IE_EIO; IE_ENOMEM.
  * Threads: any but the server's own. Blocks: until the server's thread has taken it.

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "reload.h"
 #include "server.h"
 #include "settings.h"
 
@@ -170,6 +171,7 @@ server_finish(ie_bus_server *server)
     if (server->is_finished)
         return;
     server->is_finished = true;
+    ie__reload_end(server);
     while (server->conns != NULL) {
         server->was_cut = true;
         ie__conn_doom(server->conns, IE_BUS_CODE_SHUTTING_DOWN, "the bus is shutting down");
@@ -240,6 +242,7 @@ server_on_async(uv_async_t *async)
     uint32_t       drain_ms;
     bool           is_asked;
 
+    ie__reload_take(server);
     (void)pthread_mutex_lock(&server->mutex);
     is_asked = server->stop_requested;
     drain_ms = server->stop_drain_ms;
@@ -304,6 +307,14 @@ tick_ms(const ie_bus_server_options *options)
     return least / 4 > 10 ? least / 4 : 10;
 }
 
+void
+ie__bus_server_tick_start(ie_bus_server *server)
+{
+    const uint64_t every = tick_ms(&server->options);
+
+    (void)uv_timer_start(&server->tick, server_on_tick, every, every);
+}
+
 static void *
 server_main(void *arg)
 {
@@ -323,6 +334,7 @@ server_free(ie_bus_server *server)
     ie__topics_free(server->topics);
     ie__free(server->groups);
     ie__free(server->name);
+    (void)pthread_cond_destroy(&server->reloaded);
     (void)pthread_mutex_destroy(&server->mutex);
     ie__free(server);
 }
@@ -380,7 +392,6 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     ie_bus_server        *server;
     ie_status             status = options_import(&imported, options, err);
     const char           *name;
-    uint64_t              every;
 
     if (status != IE_OK)
         return status;
@@ -391,6 +402,8 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     if (server == NULL)
         return ie_error_set(err, IE_ENOMEM, "no memory for a bus");
     (void)pthread_mutex_init(&server->mutex, NULL);
+    (void)pthread_cond_init(&server->reloaded, NULL);
+    ie__reload_begin(server, &imported);
     server->options = imported;
     server->name = ie__strdup(name);
     server->topics = ie__topics_new();
@@ -418,8 +431,7 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     }
     server->options.listen = NULL; /* the caller's; not ours to keep */
     server->options.name = NULL;
-    every = tick_ms(&server->options);
-    (void)uv_timer_start(&server->tick, server_on_tick, every, every);
+    ie__bus_server_tick_start(server);
     *out = server;
     return IE_OK;
 }

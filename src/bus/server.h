@@ -97,6 +97,13 @@ typedef struct ie__listener {
     char           url[IE__ADDRESS_TEXT_SIZE];
 } ie__listener;
 
+/* Digests of what a reload cannot change. */
+typedef struct ie__fixed {
+    uint64_t listen;
+    uint64_t name;
+    uint64_t data_dir;
+} ie__fixed;
+
 struct ie_bus_server {
     ie_bus_server_options options; /* listen, name, data_dir are not used from here */
     char                 *name;
@@ -126,8 +133,13 @@ struct ie_bus_server {
     bool                  is_finished;
     bool                  was_cut; /* somebody did not leave in time */
 
+    ie__fixed fixed;
+
     pthread_t           thread;
     pthread_mutex_t     mutex;
+    pthread_cond_t      reloaded;
+    struct ie__reload  *reload;         /* mutex: waits to be taken */
+    bool                is_reload_over; /* mutex */
     bool                is_joined;      /* mutex */
     bool                stop_requested; /* mutex */
     uint32_t            stop_drain_ms;  /* mutex */
@@ -140,6 +152,8 @@ struct ie_bus_server {
 ie_status ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options,
                               ie_error *err);
 void      ie__bus_server_unmake(ie_bus_server *server);
+/* Start the timer that looks at the clocks, or start it anew after a change of the options. */
+void ie__bus_server_tick_start(ie_bus_server *server);
 
 /* ---- session.c ---- */
 
