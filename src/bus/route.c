@@ -6,6 +6,8 @@
  */
 #include "server.h"
 
+#include "eb1.h"
+
 /* ---- held publishes ------------------------------------------------------------------------- */
 
 static void held_done(ie__group *group, ie__item *item, const ie__outcome *outcome);
@@ -113,8 +115,8 @@ ie__conn_send_record(ie__conn *conn, ie__frame_type type, uint32_t number,
 }
 
 /* All queues together are too long: the longest goes. */
-static void
-shed_longest(ie_bus_server *server)
+void
+ie__route_shed_longest(ie_bus_server *server)
 {
     ie__conn *longest = NULL;
 
@@ -126,7 +128,10 @@ shed_longest(ie_bus_server *server)
         return;
     ie__conn_doom(longest, IE_BUS_CODE_SLOW,
                   "out_bytes_total_max is reached and its queue is the longest");
-    ie__stream_drop_unsent(longest->stream); /* at once, or the next publish sheds another */
+    if (longest->eb1 != NULL)
+        ie__eb1_drop_unsent(longest);
+    else
+        ie__stream_drop_unsent(longest->stream); /* at once, or the next publish sheds another */
 }
 
 static void
@@ -145,7 +150,7 @@ deliver_live(ie__sub *sub, const unsigned char *record, size_t size, ie__blob *b
         return;
     }
     if (server->net.pending_bytes + size > server->options.out_bytes_total_max) {
-        shed_longest(server);
+        ie__route_shed_longest(server);
         if (conn->is_doomed)
             return;
     }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "reload.h"
+#include "eb1.h"
 #include "server.h"
 #include "settings.h"
 
@@ -189,13 +190,19 @@ server_on_drained(uv_timer_t *timer)
     server_finish(timer->data);
 }
 
+static bool
+is_subscriber(const ie__conn *conn)
+{
+    return conn->subs != NULL || conn->eb1 != NULL;
+}
+
 /* Publishers leave first: as long as they wait for answers, subscribers are needed. */
 static void
 server_send_home(ie_bus_server *server, bool subscribers_too)
 {
     server->subscribers_told = subscribers_too;
     for (ie__conn *conn = server->conns; conn != NULL; conn = conn->next) {
-        if (conn->is_doomed || conn->is_told || (conn->subs != NULL && !subscribers_too))
+        if (conn->is_doomed || conn->is_told || (is_subscriber(conn) && !subscribers_too))
             continue;
         conn->is_told = true;
         ie__conn_say_goodbye(conn);
@@ -218,7 +225,7 @@ server_check_drained(ie_bus_server *server)
     bool only_subscribers = server->held_count == 0;
 
     for (ie__conn *conn = server->conns; conn != NULL && only_subscribers; conn = conn->next)
-        only_subscribers = conn->subs != NULL;
+        only_subscribers = is_subscriber(conn);
     if (only_subscribers && !server->subscribers_told)
         server_send_home(server, true);
     if (server->conns == NULL && server->net.linger_count == 0)
@@ -331,6 +338,7 @@ static void
 server_free(ie_bus_server *server)
 {
     ie__net_free(&server->net);
+    ie__eb1_free(server);
     ie__topics_free(server->topics);
     ie__free(server->groups);
     ie__free(server->name);

@@ -19,7 +19,9 @@
 #define IE__LISTEN_MAX 16
 #define IE__ACK_RUNS   32 /* runs of acknowledged publishes gathered per connection */
 
-typedef struct ie__held ie__held;
+typedef struct ie__held    ie__held;
+typedef struct ie__eb1     ie__eb1;
+typedef struct ie__eb1_bus ie__eb1_bus;
 
 /* A publish whose answer waits for acknowledgements. */
 struct ie__held {
@@ -52,6 +54,7 @@ typedef enum ie__conn_state {
 struct ie__conn {
     ie_bus_server *server;
     ie__stream    *stream;
+    ie__eb1       *eb1; /* NULL: it speaks eb/2, or nothing yet */
     ie__conn      *prev;
     ie__conn      *next;
     ie__conn      *doomed_next;
@@ -72,6 +75,7 @@ struct ie__conn {
     int64_t        partial_ms; /* since when a frame is unfinished; 0: none is */
     ie__framer     framer;
     ie__conn_state state;
+    bool           is_unix;
     bool           is_doomed;
     bool           is_told;    /* that the bus is shutting down */
     bool           is_orderly; /* ends by goodbye, not by error */
@@ -123,6 +127,7 @@ struct ie_bus_server {
     uint64_t              held_count;
     uint64_t              held_bytes;
     ie__topics           *topics;
+    ie__eb1_bus          *eb1;    /* NULL before the first eb/1 client */
     ie__group           **groups; /* by name and pattern */
     size_t                group_buckets;
     ie__record            record; /* the publish in hand */
@@ -187,6 +192,8 @@ void ie__conn_send_record(ie__conn *conn, ie__frame_type type, uint32_t number,
 void ie__route_leave(ie__conn *conn);
 /* Its output drained: its groups may go on. */
 void ie__route_resume(ie__conn *conn);
+/* All output together is too much: the connection with the longest queue is ended. */
+void ie__route_shed_longest(ie_bus_server *server);
 
 /* ---- delivery.c ---- */
 

@@ -1,6 +1,8 @@
 /* One connection of the server: greeting, hello, frames, clocks, end. */
 #include "server.h"
 
+#include "eb1.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -163,7 +165,9 @@ ie__conn_end(ie__conn *conn)
             "bus", "%s (%s): closed: %s", conn->peer, conn->name != NULL ? conn->name : "unnamed",
             conn->end_reason);
     ie__route_leave(conn);
-    if (conn->end_code == IE_BUS_CODE_NONE || !conn->may_speak) {
+    if (conn->eb1 != NULL) {
+        ie__eb1_end(conn);
+    } else if (conn->end_code == IE_BUS_CODE_NONE || !conn->may_speak) {
         ie__stream_close(conn->stream);
     } else {
         unsigned char frame[IE__REASON_FRAME_MAX];
@@ -190,7 +194,7 @@ ie__conn_end(ie__conn *conn)
 void
 ie__conn_say_goodbye(ie__conn *conn)
 {
-    if (conn->state != IE__CONN_OPEN) {
+    if (conn->state != IE__CONN_OPEN || conn->eb1 != NULL) {
         ie__conn_doom(conn, IE_BUS_CODE_SHUTTING_DOWN, "the bus is shutting down");
         return;
     }
@@ -213,6 +217,10 @@ ie__conn_tick(ie__conn *conn, int64_t now)
     if (conn->partial_ms != 0 && now - conn->partial_ms >= options->frame_timeout_ms) {
         ie__conn_doom(conn, IE_BUS_CODE_TIMEOUT, "a frame took longer than %u ms",
                       options->frame_timeout_ms);
+        return;
+    }
+    if (conn->eb1 != NULL) {
+        ie__eb1_tick(conn, now);
         return;
     }
     if (conn->delivery_count != 0 && ie__deliveries_tick(conn, now)) {
@@ -417,6 +425,8 @@ conn_on_message(void *user, unsigned char *message, size_t bytes)
     if (conn->state == IE__CONN_ENDED)
         return IE_ECLOSED;
     conn->partial_ms = 0;
+    if (conn->eb1 != NULL)
+        return ie__eb1_message(conn, message, bytes);
     if (ie__frame_parse(&frame, message, bytes, &err) != IE_OK)
         return conn_broken(conn, err.message);
     for (size_t i = 0; i < sizeof FRAMES / sizeof *FRAMES; i++) {
@@ -451,10 +461,10 @@ conn_on_greeting(void *user, const unsigned char bytes[IE__GREETING_BYTES])
         conn->may_speak = true;
         return IE_OK;
     }
+    if (ie__eb1_is_greeting(bytes))
+        return ie__eb1_begin(conn, bytes);
     /* No last words for strangers: they would not understand them. */
-    ie__conn_doom(conn, IE_BUS_CODE_NONE, "%s",
-                  protocol == IE__SP_EB1_CLIENT ? "an eb/1 client; this bus speaks eb/2"
-                                                : "not a client of this bus");
+    ie__conn_doom(conn, IE_BUS_CODE_NONE, "not a client of this bus");
     conn->server->stats.protocol_errors++;
     return IE_ECLOSED;
 }
@@ -464,15 +474,26 @@ static const ie__framer_ops FRAMER_OPS = {conn_on_greeting, conn_on_message};
 static void
 conn_on_data(void *owner, unsigned char *bytes, size_t size)
 {
-    ie__conn *conn = owner;
-    ie_error  err = IE_ERROR_INIT;
-    ie_status status;
+    ie__conn    *conn = owner;
+    const size_t before = conn->framer.size;
+    ie_error     err = IE_ERROR_INIT;
+    ie_status    status;
 
     if (conn->state == IE__CONN_ENDED)
         return;
     conn->heard_ms = now_ms(conn);
     conn->pings = 0;
+    if (conn->eb1 != NULL && ie__eb1_is_web(conn->eb1)) {
+        ie__eb1_web_data(conn, bytes, size);
+        return;
+    }
     status = ie__framer_push(&conn->framer, bytes, size, &FRAMER_OPS, conn, &err);
+    if (status == IE_ESTATE) { /* what looked like a greeting was the beginning of HTTP */
+        ie__framer_fini(&conn->framer);
+        ie__eb1_web_data(conn, bytes + (IE__GREETING_BYTES - before),
+                         size - (IE__GREETING_BYTES - before));
+        return;
+    }
     if (status == IE_ETOOBIG)
         ie__conn_doom(conn, IE_BUS_CODE_TOO_BIG, "%s", err.message);
     else if (status == IE_EPROTO)
@@ -547,6 +568,7 @@ ie__conn_accept(ie_bus_server *server, ie__listener *listener)
     if (conn == NULL)
         return;
     conn->server = server;
+    conn->is_unix = listener->is_unix;
     conn->stream = ie__stream_new(&server->net, listener->is_unix, &STREAM_OPS, conn);
     if (conn->stream == NULL) {
         listener->is_waiting = true;

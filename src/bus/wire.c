@@ -108,15 +108,15 @@ framer_unit(const ie__framer *framer, const unsigned char *bytes, size_t size, s
         *unit = IE__GREETING_BYTES;
         return IE_OK;
     }
-    if (size < IE__LENGTH_BYTES)
+    if (size < (size_t)framer->lead + IE__LENGTH_BYTES)
         return IE_OK;
-    length = ie__get64(bytes);
+    length = ie__get64(bytes + framer->lead);
     if (length > framer->message_max)
         return ie_error_set(err, IE_ETOOBIG, "a message of %llu bytes; at most %zu are taken",
                             (unsigned long long)length, framer->message_max);
-    if (length < IE__HEADER_BYTES)
+    if (length < IE__HEADER_BYTES && !framer->is_eb1)
         return ie_error_set(err, IE_EPROTO, "a message of %llu bytes", (unsigned long long)length);
-    *unit = IE__LENGTH_BYTES + (size_t)length;
+    *unit = framer->lead + IE__LENGTH_BYTES + (size_t)length;
     return IE_OK;
 }
 
@@ -124,8 +124,10 @@ static ie_status
 framer_hand_over(ie__framer *framer, unsigned char *unit, size_t size, const ie__framer_ops *ops,
                  void *user)
 {
+    const size_t prefix = (size_t)framer->lead + IE__LENGTH_BYTES;
+
     if (framer->is_greeted)
-        return ops->message(user, unit + IE__LENGTH_BYTES, size - IE__LENGTH_BYTES);
+        return ops->message(user, unit + prefix, size - prefix);
     framer->is_greeted = true;
     return ops->greeting(user, unit);
 }
@@ -144,7 +146,7 @@ framer_complete(ie__framer *framer, unsigned char **bytes, size_t *size, const i
         status = framer_unit(framer, framer->partial, framer->size, &unit, err);
         if (status != IE_OK)
             return status;
-        take = (unit != 0 ? unit : IE__LENGTH_BYTES) - framer->size;
+        take = (unit != 0 ? unit : (size_t)framer->lead + IE__LENGTH_BYTES) - framer->size;
         if (take > *size)
             take = *size;
         if (framer_keep(framer, *bytes, take) != IE_OK)

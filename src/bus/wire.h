@@ -206,6 +206,8 @@ typedef struct ie__framer {
     size_t         capacity;
     size_t         message_max; /* the owner raises it after the hello */
     bool           is_greeted;
+    bool           is_eb1; /* a message of any length is handed over */
+    uint8_t        lead;   /* bytes in front of each length that mean nothing: eb/1 on unix */
 } ie__framer;
 
 /* Both return IE_OK to go on; anything else ends the push and is its result. */

@@ -527,6 +527,35 @@ ie__stream_pending(const ie__stream *stream)
     return stream->pending;
 }
 
+/* Frames begin where their chunk begins, or behind another one in it; only a body goes on in the
+ * next. So the walk starts at the head chunk's first byte, sent or not. */
+size_t
+ie__stream_unsent_frames(const ie__stream *stream, ie__measure_fn measure)
+{
+    size_t count = 0;
+
+    for (const ie__chunk *chunk = stream->head; chunk != NULL; chunk = chunk->next) {
+        size_t at = 0;
+
+        if (chunk->continues) {
+            if (chunk == stream->head)
+                count++; /* its beginning is out; only data comes in such bodies */
+            continue;
+        }
+        while (at < chunk->size) {
+            bool         counts = false;
+            const size_t length = measure(chunk->bytes + at, &counts);
+
+            if (counts && length != 0 && at + length > chunk->sent)
+                count++;
+            if (length == 0 || length > chunk->size - at)
+                break;
+            at += length;
+        }
+    }
+    return count;
+}
+
 void
 ie__stream_notify_below(ie__stream *stream, size_t bytes)
 {
@@ -668,6 +697,13 @@ ie__stream_user_timeout(ie__stream *stream, uint32_t ms)
 
     if (!stream->is_unix && uv_fileno(&stream->uv.handle, &fd) == 0)
         (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &value, sizeof value);
+}
+
+void
+ie__stream_keepalive(ie__stream *stream, uint32_t seconds)
+{
+    if (!stream->is_unix)
+        (void)uv_tcp_keepalive(&stream->uv.tcp, 1, seconds);
 }
 
 void

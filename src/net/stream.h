@@ -104,6 +104,10 @@ void ie__stream_flush(ie__stream *stream);
 void ie__stream_touch(ie__stream *stream);
 
 size_t ie__stream_pending(const ie__stream *stream);
+/* How many of the frames that wait count, also one that is half out. measure() tells the length of
+ * the frame that begins here, from its first bytes, which lie together. */
+typedef size_t (*ie__measure_fn)(const unsigned char *frame, bool *counts);
+size_t ie__stream_unsent_frames(const ie__stream *stream, ie__measure_fn measure);
 void   ie__stream_notify_below(ie__stream *stream, size_t bytes);
 /* Stop reading, so that the peer feels it; and go on. */
 void ie__stream_pause(ie__stream *stream);
@@ -111,6 +115,9 @@ void ie__stream_resume(ie__stream *stream);
 
 /* TCP: cut a peer that acknowledges nothing for so long. No-op for unix. */
 void ie__stream_user_timeout(ie__stream *stream, uint32_t ms);
+/* TCP: after so many silent seconds ask whether the peer's machine is still there. No-op for unix.
+ */
+void ie__stream_keepalive(ie__stream *stream, uint32_t seconds);
 /* The peer's address, "127.0.0.1:4711" or "unix". */
 void ie__stream_peer(const ie__stream *stream, char *out, size_t size);
 

@@ -135,13 +135,13 @@ END_TEST
 
 START_TEST(strangers_are_turned_away)
 {
-    static const char *const   STRANGERS[] = {"GET / HTTP/1.1\r\n",
+    static const char *const   STRANGERS[] = {"PUT / HTTP/1.1\r\n",
                                               "\x16\x03\x01\x02\x00\x01\x00\x01", "SSH-2.0-x\r\n",
                                               "*1\r\n$4\r\nPING\r\n"};
     static const unsigned char WRONG[][8] = {{0, 'S', 'P', 0, 0, 0xAA, 0, 0},
                                              {0, 'S', 'P', 1, 0, 0xAC, 0, 0},
                                              {0, 'S', 'P', 0, 0, 0xAC, 0, 1},
-                                             {0, 'S', 'P', 0, 0, 0xAB, 0, 0}};
+                                             {0, 'S', 'P', 0, 0, 0xAD, 0, 0}};
     ie_bus_server             *server = bus_start_default();
     const size_t               count = sizeof STRANGERS / sizeof *STRANGERS;
 

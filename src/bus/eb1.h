@@ -1,0 +1,115 @@
+/*
+ * eb/1 on the server: eb1.c is a session, eb1_route.c the way of its messages, eb1_web.c the same
+ * session inside WebSocket. All of it belongs to the server's thread.
+ */
+#ifndef IE_EB1_SERVER_H
+#define IE_EB1_SERVER_H
+
+#include "eb1_wire.h"
+#include "server.h"
+#include "websocket.h"
+
+typedef struct ie__eb1_event ie__eb1_event;
+typedef struct ie__eb1_web   ie__eb1_web;
+
+typedef enum ie__eb1_framing {
+    IE__EB1_TCP, /* u64 length */
+    IE__EB1_IPC, /* 01, u64 length */
+    IE__EB1_HTTP /* a request, then WebSocket frames */
+} ie__eb1_framing;
+
+struct ie__eb1 {
+    ie__conn       *conn;
+    ie__eb1        *prev; /* of all that have an id */
+    ie__eb1        *next;
+    ie__eb1        *chain;  /* same bucket of the table of ids */
+    ie__eb1_event **events; /* that it is a member of */
+    ie__eb1_web    *web;    /* NULL: no WebSocket */
+    uint32_t        event_count;
+    uint32_t        event_max;
+    uint32_t        id; /* 0: none yet */
+    uint32_t        dropped;
+    int64_t         begun_ms;
+    int64_t         beat_ms;     /* of its last heartbeat; 0: none came */
+    int64_t         beat_gap_ms; /* the longest between two; 0: there were no two */
+    ie__eb1_framing framing;
+    bool            is_silent;  /* it has said nothing, and got nothing but its id */
+    bool            is_invited; /* got the older revision's assignment too */
+    bool            is_old;     /* ... and answered it */
+};
+
+/* Members in the order in which they registered. */
+struct ie__eb1_event {
+    ie__eb1_event *chain; /* same bucket */
+    ie__eb1      **members;
+    uint32_t       count;
+    uint32_t       max;
+    uint32_t       turn; /* whose it is next */
+    uint32_t       id;
+};
+
+struct ie__eb1_bus {
+    ie__eb1        *sessions; /* with an id */
+    ie__eb1       **ids;
+    ie__eb1_event **events;
+    size_t          id_buckets; /* powers of two */
+    size_t          event_buckets;
+    size_t          id_count;
+    size_t          event_count;
+    uint32_t        next_id;
+};
+
+/* ---- eb1.c: called by session.c ---- */
+
+/* Do these first eight bytes announce eb/1, in whatever framing? */
+bool ie__eb1_is_greeting(const unsigned char bytes[IE__GREETING_BYTES]);
+/* The connection speaks eb/1 from here on. IE_ESTATE: what comes now goes to ie__eb1_web_data(). */
+ie_status ie__eb1_begin(ie__conn *conn, const unsigned char bytes[IE__GREETING_BYTES]);
+ie_status ie__eb1_message(ie__conn *conn, unsigned char *message, size_t size);
+void      ie__eb1_tick(ie__conn *conn, int64_t now_ms);
+/* It is being ended because it does not read: what waits for it is lost, and counted. */
+void ie__eb1_drop_unsent(ie__conn *conn);
+/* Takes it off everything and closes its stream. */
+void ie__eb1_end(ie__conn *conn);
+void ie__eb1_free(ie_bus_server *server);
+
+/* ---- eb1.c: for the other two ---- */
+
+/* It has an id and takes part; tell it. */
+void     ie__eb1_enter(ie__eb1 *eb1);
+ie__eb1 *ie__eb1_find(const ie__eb1_bus *bus, uint32_t id);
+/* What goes to one receiver, or to many. */
+typedef struct ie__eb1_out {
+    const unsigned char *head; /* 12 or 20 bytes, or more */
+    const unsigned char *data;
+    ie__blob            *blob; /* of data, made when first shared; the caller unrefs it */
+    size_t               head_bytes;
+    size_t               data_bytes;
+} ie__eb1_out;
+/* False: it is gone, or has just been ended because it does not read. */
+bool ie__eb1_send(ie__eb1 *to, ie__eb1_out *out);
+/* Nobody gets this message; counted, and logged at times. */
+void ie__eb1_drop(ie__eb1 *from, const char *why);
+
+/* ---- eb1_route.c ---- */
+
+void ie__eb1_register(ie__eb1 *eb1, uint32_t event);
+/* A member of nothing any more. */
+void ie__eb1_leave(ie__eb1 *eb1);
+/* A data message: header checked to be whole. */
+void ie__eb1_route(ie__eb1 *from, unsigned char *message, size_t size);
+
+/* ---- eb1_web.c ---- */
+
+static inline bool
+ie__eb1_is_web(const ie__eb1 *eb1)
+{
+    return eb1->web != NULL;
+}
+ie_status ie__eb1_web_begin(ie__eb1 *eb1, const unsigned char bytes[IE__GREETING_BYTES]);
+void      ie__eb1_web_data(ie__conn *conn, unsigned char *bytes, size_t size);
+/* Last words, in WebSocket's own. */
+void ie__eb1_web_end(ie__eb1 *eb1);
+void ie__eb1_web_free(ie__eb1 *eb1);
+
+#endif
