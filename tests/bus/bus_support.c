@@ -242,6 +242,71 @@ raw_subscribe(int fd, uint32_t id, const char *pattern, const char *group, uint3
     ie_buffer_fini(&buffer);
 }
 
+int
+fake_bus_listen(char url[64])
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    socklen_t          size = sizeof address;
+    const int          fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    ck_assert_int_ge(fd, 0);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    ck_assert_int_eq(listen(fd, 8), 0);
+    ck_assert_int_eq(getsockname(fd, (struct sockaddr *)&address, &size), 0);
+    (void)snprintf(url, 64, "socket://127.0.0.1:%d", ntohs(address.sin_port));
+    return fd;
+}
+
+int
+fake_bus_accept(int listener, uint32_t capabilities)
+{
+    struct pollfd poller = {.fd = listener, .events = POLLIN};
+    unsigned char greeting[IE__GREETING_BYTES];
+    ie_buffer     buffer = {NULL, 0, 0};
+    ie__builder   b;
+    int           fd;
+
+    ck_assert_int_eq(poll(&poller, 1, WAIT_MS), 1);
+    fd = accept(listener, NULL, NULL);
+    ck_assert_int_ge(fd, 0);
+    ck_assert(raw_receive(fd, greeting, sizeof greeting));
+    ck_assert_uint_eq(ie__greeting_get(greeting), IE__SP_EB2_CLIENT);
+    (void)raw_expect(fd, IE__HELLO);
+    ie__greeting_put(greeting, IE__SP_EB2_BUS);
+    raw_send(fd, greeting, sizeof greeting);
+    ie__build_begin(&b, &buffer, IE__WELCOME, 0);
+    ie__build_u32(&b, IE__F_CAPABILITIES, capabilities);
+    ck_assert_int_eq(ie__build_end(&b), IE_OK);
+    raw_send(fd, buffer.data, buffer.size);
+    ie_buffer_fini(&buffer);
+    return fd;
+}
+
+void
+fake_bus_deliver(int fd, ie__frame_type type, uint32_t subscription, uint32_t delivery,
+                 uint32_t attempt, int64_t position, const char *topic, const char *data)
+{
+    const size_t  head = type == IE__DELIVER_LOG ? 16 : 4;
+    ie_event      event = IE_EVENT_INIT;
+    unsigned char body[1024];
+
+    event.topic = topic;
+    event.id = data;
+    event.type = topic;
+    event.source = "fake";
+    event.time_ms = 1;
+    event.data = data;
+    event.data_bytes = strlen(data);
+    ck_assert_uint_lt(head + ie__record_size(&event), sizeof body);
+    ie__put32(body, delivery);
+    if (type == IE__DELIVER_LOG) {
+        ie__put32(body + 4, attempt);
+        ie__put64(body + 8, (uint64_t)position);
+    }
+    raw_frame(fd, type, subscription, body, (size_t)(ie__record_put(body + head, &event) - body));
+}
+
 ie_bus_client *
 client_open_url(const char *url, uint32_t flags)
 {

@@ -38,6 +38,14 @@ void raw_publish(int fd, uint32_t request, uint32_t flags, const char *topic, si
 void raw_subscribe(int fd, uint32_t id, const char *pattern, const char *group, uint32_t flags,
                    uint32_t credit);
 
+/* The other side: a raw bus, for what a real one never does. */
+int fake_bus_listen(char url[64]);
+/* The next client, past its HELLO; it is welcomed with these capabilities. */
+int fake_bus_accept(int listener, uint32_t capabilities);
+/* DELIVER, DELIVER_ACK or DELIVER_LOG of an event with this topic and data. */
+void fake_bus_deliver(int fd, ie__frame_type type, uint32_t subscription, uint32_t delivery,
+                      uint32_t attempt, int64_t position, const char *topic, const char *data);
+
 /* A client of the server that is connected. */
 ie_bus_client *client_open(const ie_bus_server *server);
 ie_bus_client *client_open_url(const char *url, uint32_t flags);
