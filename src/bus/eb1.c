@@ -400,7 +400,8 @@ ie__eb1_enter(ie__eb1 *eb1)
     ie__conn *conn = eb1->conn;
 
     conn->state = IE__CONN_OPEN;
-    conn->server->unauthenticated--;
+    conn->was_welcome = true;
+    ie__accept_known(conn);
     conn->server->stats.eb1_connections++;
     ie__stream_keepalive(conn->stream, KEEPALIVE_S);
     id_take(conn->server->eb1, eb1);

@@ -30,15 +30,6 @@ options_import(ie_bus_server_options *out, const ie_bus_server_options *given, i
 
 /* ---- addresses ------------------------------------------------------------------------------ */
 
-static void
-listener_on_connection(uv_stream_t *handle, int status)
-{
-    ie__listener *listener = handle->data;
-
-    if (status == 0)
-        ie__conn_accept(listener->server, listener);
-}
-
 /* A socket file that nobody answers on is left from a crash. One that is answered is in use, and
  * anything but a socket is not ours to remove. */
 static ie_status
@@ -88,7 +79,7 @@ listen_unix(ie__listener *listener, const ie__address *address, ie_error *err)
     if (error == 0 && chmod(address->path, S_IRUSR | S_IWUSR) != 0) /* before anyone can connect */
         error = uv_translate_sys_error(errno);
     if (error == 0)
-        error = uv_listen(&listener->uv.stream, BACKLOG, listener_on_connection);
+        error = uv_listen(&listener->uv.stream, BACKLOG, ie__accept_on_connection);
     if (error != 0)
         return listen_fail(err, listener->url, error);
     ie__address_text(listener->url, address);
@@ -118,7 +109,7 @@ listen_tcp(ie__listener *listener, ie__address *address, ie_error *err)
     listener->is_open = true;
     error = uv_tcp_bind(&listener->uv.tcp, (struct sockaddr *)&sockaddr, 0);
     if (error == 0)
-        error = uv_listen(&listener->uv.stream, BACKLOG, listener_on_connection);
+        error = uv_listen(&listener->uv.stream, BACKLOG, ie__accept_on_connection);
     if (error == 0)
         error = uv_tcp_getsockname(&listener->uv.tcp, (struct sockaddr *)&sockaddr, &size);
     if (error != 0)
@@ -143,6 +134,7 @@ server_listen(ie_bus_server *server, const char *text, ie_error *err)
     if (url == NULL)
         return ie_error_set(err, IE_ENOMEM, "no memory for an address");
     listener->server = server;
+    listener->reserve_fd = -1;
     /* Only here may a port be 0, which means any free one; a URL to connect to has none such. */
     (void)snprintf(plain, sizeof plain, "%.*s", (int)(is_any ? length - 2 : length), text);
     status = ie__address_parse(&address, url, plain, err);
@@ -181,6 +173,7 @@ server_finish(ie_bus_server *server)
     ie__net_fini(&server->net);
     uv_close((uv_handle_t *)&server->tick, NULL);
     uv_close((uv_handle_t *)&server->drain, NULL);
+    uv_close((uv_handle_t *)&server->accept_timer, NULL);
     uv_close((uv_handle_t *)&server->async, NULL);
 }
 
@@ -238,6 +231,7 @@ server_close_listeners(ie_bus_server *server)
     for (size_t i = 0; i < server->listener_count; i++) {
         if (server->listeners[i].is_open)
             uv_close(&server->listeners[i].uv.handle, NULL);
+        ie__accept_close(&server->listeners[i]);
         server->listeners[i].is_open = false;
     }
 }
@@ -272,6 +266,7 @@ server_end_of_turn(void *user)
 
     while (server->doomed != NULL)
         ie__conn_end(server->doomed);
+    ie__accept_go_on(server);
     server->stats.connections = server->conn_count;
     server->stats.subscriptions = server->sub_count;
     server->stats.groups = server->group_count;
@@ -295,9 +290,6 @@ server_on_tick(uv_timer_t *timer)
 
     for (ie__conn *conn = server->conns; conn != NULL; conn = conn->next)
         ie__conn_tick(conn, now_ms);
-    for (size_t i = 0; i < server->listener_count; i++)
-        if (server->listeners[i].is_open && server->listeners[i].is_waiting)
-            ie__conn_accept(server, &server->listeners[i]);
 }
 
 /* Often enough that a timeout is at most a quarter late, and not more than that. */
@@ -428,6 +420,7 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     /* From here on the loop has what server_finish() closes. */
     (void)uv_timer_init(&server->loop, &server->tick);
     (void)uv_timer_init(&server->loop, &server->drain);
+    (void)uv_timer_init(&server->loop, &server->accept_timer);
     server->async.data = server->tick.data = server->drain.data = server;
     server->net.end_of_turn = server_end_of_turn;
     server->net.user = server;

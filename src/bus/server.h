@@ -38,6 +38,21 @@ struct ie__held {
     ie__item  items[]; /* one for each group */
 };
 
+/* Lines of one kind in the log, so that a flood of connections is not one of lines. */
+typedef struct ie__log_gate {
+    int64_t  until_ms; /* end of its minute */
+    uint32_t logged;   /* in it */
+    uint32_t hushed;   /* since the last one that was logged */
+} ie__log_gate;
+
+enum {
+    IE__GATE_DESCRIPTORS,
+    IE__GATE_STRANGERS,   /* what is no client of a bus */
+    IE__GATE_UNKNOWN,     /* ended before they said hello */
+    IE__GATE_CONNECTIONS, /* ended after */
+    IE__GATES
+};
+
 typedef struct ie__ack_run {
     uint32_t first;
     uint32_t count;
@@ -58,6 +73,8 @@ struct ie__conn {
     ie__conn      *prev;
     ie__conn      *next;
     ie__conn      *doomed_next;
+    ie__conn      *stranger_prev; /* of those that have not said hello */
+    ie__conn      *stranger_next;
     ie__sub       *subs;
     ie__held      *held;       /* its publishes that wait for acknowledgements */
     ie__delivery  *deliveries; /* a ring */
@@ -76,6 +93,9 @@ struct ie__conn {
     ie__framer     framer;
     ie__conn_state state;
     bool           is_unix;
+    bool           was_welcome; /* said hello, and got its answer */
+    bool           is_foreign;  /* speaks something else altogether */
+    bool           is_stranger; /* counts as unauthenticated */
     bool           is_doomed;
     bool           is_told;    /* that the bus is shutting down */
     bool           is_orderly; /* ends by goodbye, not by error */
@@ -83,8 +103,8 @@ struct ie__conn {
     bool           may_speak;  /* our greeting is out: last words will be understood */
     char          *name;
     char           peer[64];
+    ie__ack_run   *runs; /* room for IE__ACK_RUNS, made with the first */
     char           end_reason[160];
-    ie__ack_run    runs[IE__ACK_RUNS];
 };
 
 typedef struct ie__listener {
@@ -97,7 +117,8 @@ typedef struct ie__listener {
     ie_bus_server *server;
     bool           is_unix;
     bool           is_open;
-    bool           is_waiting; /* a connection waits for memory */
+    bool           is_waiting; /* a connection waits: see accept.c */
+    int            reserve_fd; /* to give up when descriptors run out; -1: was given up */
     char           url[IE__ADDRESS_TEXT_SIZE];
 } ie__listener;
 
@@ -122,6 +143,11 @@ struct ie_bus_server {
     ie__conn             *doomed;
     uint32_t              conn_count;
     uint32_t              unauthenticated;
+    ie__conn             *strangers_oldest; /* these, in the order of their coming */
+    ie__conn             *strangers_newest;
+    uv_timer_t            accept_timer;
+    int                   last_fd; /* of the connection that was taken last */
+    ie__log_gate          gates[IE__GATES];
     uint32_t              sub_count;
     uint32_t              group_count;
     uint64_t              held_count;
@@ -159,6 +185,22 @@ ie_status ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *
 void      ie__bus_server_unmake(ie_bus_server *server);
 /* Start the timer that looks at the clocks, or start it anew after a change of the options. */
 void ie__bus_server_tick_start(ie_bus_server *server);
+
+/* ---- accept.c ---- */
+
+void ie__accept_on_connection(uv_stream_t *handle, int status);
+/* Look again at the connections that wait at listeners. */
+void ie__accept_go_on(ie_bus_server *server);
+/* A connection that has not said hello yet; and one that has, or ends. */
+void ie__accept_enlist(ie__conn *conn);
+void ie__accept_known(ie__conn *conn);
+void ie__accept_close(ie__listener *listener);
+
+/* ---- gate.c ---- */
+
+/* May this line be logged now: is it one of the first per_minute of its kind in this minute?
+ * *hushed is how many were not since the last one that was. */
+bool ie__gate_open(ie__log_gate *gate, int64_t now_ms, uint32_t per_minute, uint32_t *hushed);
 
 /* ---- session.c ---- */
 

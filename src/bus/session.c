@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#define ENDS_LOGGED_PER_MINUTE 20
+
 static int64_t
 now_ms(const ie__conn *conn)
 {
@@ -60,6 +62,13 @@ ie__conn_puback(ie__conn *conn, uint32_t request, uint32_t receivers)
     if (run != NULL && run->receivers == receivers && request == run->first + run->count) {
         run->count++;
         return;
+    }
+    if (conn->runs == NULL) {
+        conn->runs = ie__realloc_array(NULL, IE__ACK_RUNS, sizeof *conn->runs);
+        if (conn->runs == NULL) {
+            ie__conn_doom(conn, IE_BUS_CODE_MEMORY, "no memory for its output");
+            return;
+        }
     }
     if (conn->run_count == IE__ACK_RUNS)
         conn_flush_runs(conn);
@@ -123,8 +132,7 @@ ie__conn_doom(ie__conn *conn, uint32_t code, const char *fmt, ...)
     va_start(args, fmt);
     (void)vsnprintf(conn->end_reason, sizeof conn->end_reason, fmt, args);
     va_end(args);
-    if (conn->state == IE__CONN_GREETING || conn->state == IE__CONN_HELLO)
-        conn->server->unauthenticated--;
+    ie__accept_known(conn);
     conn->state = IE__CONN_ENDED;
     conn->doomed_next = conn->server->doomed;
     conn->server->doomed = conn;
@@ -147,6 +155,27 @@ conn_count_end(const ie__conn *conn)
     }
 }
 
+/* An orderly end is nobody's business; of the others, a flood must not become one of lines. */
+static void
+conn_log_end(const ie__conn *conn)
+{
+    ie_bus_server *server = conn->server;
+    const bool     is_calm = !conn->is_foreign &&
+                         (conn->end_code == IE_BUS_CODE_NONE || conn->end_code == IE_BUS_CODE_DONE);
+    const int kind = conn->is_foreign     ? IE__GATE_STRANGERS
+                     : !conn->was_welcome ? IE__GATE_UNKNOWN
+                                          : IE__GATE_CONNECTIONS;
+    uint32_t  hushed = 0;
+
+    if (!is_calm &&
+        !ie__gate_open(&server->gates[kind], now_ms(conn),
+                       kind == IE__GATE_STRANGERS ? 1 : ENDS_LOGGED_PER_MINUTE, &hushed))
+        return;
+    ie__log(&server->options.logger, is_calm ? IE_LOG_DEBUG : IE_LOG_WARN, "bus",
+            hushed != 0 ? "%s (%s): closed: %s (and %u more like it)" : "%s (%s): closed: %s",
+            conn->peer, conn->name != NULL ? conn->name : "unnamed", conn->end_reason, hushed);
+}
+
 void
 ie__conn_end(ie__conn *conn)
 {
@@ -159,11 +188,7 @@ ie__conn_end(ie__conn *conn)
         link = &(*link)->doomed_next;
     *link = conn->doomed_next;
     conn_count_end(conn);
-    ie__log(&server->options.logger,
-            conn->end_code == IE_BUS_CODE_NONE || conn->end_code == IE_BUS_CODE_DONE ? IE_LOG_DEBUG
-                                                                                     : IE_LOG_WARN,
-            "bus", "%s (%s): closed: %s", conn->peer, conn->name != NULL ? conn->name : "unnamed",
-            conn->end_reason);
+    conn_log_end(conn);
     ie__route_leave(conn);
     if (conn->eb1 != NULL) {
         ie__eb1_end(conn);
@@ -188,6 +213,7 @@ ie__conn_end(ie__conn *conn)
     ie__framer_fini(&conn->framer);
     ie__free(conn->deliveries);
     ie__free(conn->name);
+    ie__free(conn->runs);
     ie__free(conn);
 }
 
@@ -284,7 +310,8 @@ on_hello(ie__conn *conn, const ie__frame *frame)
     if (name[0] != '\0')
         conn->name = ie__strdup(name); /* only for people: may be missing */
     conn->state = IE__CONN_OPEN;
-    conn->server->unauthenticated--;
+    conn->was_welcome = true;
+    ie__accept_known(conn);
     conn->framer.message_max = conn->server->options.data_bytes_max + IE__RECORD_OVERHEAD_MAX;
     conn_send_welcome(conn);
     if (conn->server->is_draining) {
@@ -464,7 +491,8 @@ conn_on_greeting(void *user, const unsigned char bytes[IE__GREETING_BYTES])
     if (ie__eb1_is_greeting(bytes))
         return ie__eb1_begin(conn, bytes);
     /* No last words for strangers: they would not understand them. */
-    ie__conn_doom(conn, IE_BUS_CODE_NONE, "not a client of this bus");
+    ie__conn_doom(conn, IE_BUS_CODE_NONE, "%s", ie__greeting_guess(bytes, IE__GREETING_BYTES));
+    conn->is_foreign = true;
     conn->server->stats.protocol_errors++;
     return IE_ECLOSED;
 }
@@ -500,6 +528,14 @@ conn_on_data(void *owner, unsigned char *bytes, size_t size)
         ie__conn_doom(conn, IE_BUS_CODE_BAD_FRAME, "%s", err.message);
     else if (status == IE_ENOMEM)
         ie__conn_doom(conn, IE_BUS_CODE_MEMORY, "%s", err.message);
+    if (conn->state == IE__CONN_GREETING && conn->framer.size != 0 &&
+        !ie__greeting_may_begin(conn->framer.partial, conn->framer.size)) {
+        /* Who speaks first with less than a greeting would wait for our answer. */
+        ie__conn_doom(conn, IE_BUS_CODE_NONE, "%s",
+                      ie__greeting_guess(conn->framer.partial, conn->framer.size));
+        conn->is_foreign = true;
+        conn->server->stats.protocol_errors++;
+    }
     if (conn->state != IE__CONN_ENDED && ie__framer_is_midway(&conn->framer) &&
         conn->partial_ms == 0)
         conn->partial_ms = conn->heard_ms;
@@ -542,8 +578,6 @@ accept_fault(const ie_bus_server *server, const ie__conn *conn)
 
     if (server->conn_count > options->connections_max)
         return "connections_max";
-    if (server->unauthenticated > options->unauthenticated_max)
-        return "unauthenticated_max";
     if (options->connections_per_address_max == 0)
         return NULL;
     for (const ie__conn *other = server->conns; other != NULL; other = other->next) {
@@ -563,7 +597,7 @@ ie__conn_accept(ie_bus_server *server, ie__listener *listener)
     ie__conn   *conn = ie__calloc(1, sizeof *conn);
     const char *limit;
 
-    /* Nothing comes from a listener whose connection was not taken: the next tick tries again. */
+    /* Nothing comes from a listener whose connection was not taken: the turn's end tries again. */
     listener->is_waiting = conn == NULL;
     if (conn == NULL)
         return;
@@ -590,7 +624,8 @@ ie__conn_accept(ie_bus_server *server, ie__listener *listener)
         server->conns->prev = conn;
     server->conns = conn;
     server->conn_count++;
-    server->unauthenticated++;
+    server->last_fd = ie__stream_fd(conn->stream);
+    ie__accept_enlist(conn);
     limit = accept_fault(server, conn);
     if (limit == NULL) {
         server->stats.accepted++;

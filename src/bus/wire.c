@@ -53,6 +53,44 @@ ie__greeting_get(const unsigned char in[IE__GREETING_BYTES])
     return memcmp(in, "\0SP\0", 4) == 0 && in[6] == 0 && in[7] == 0 ? ie__get16(in + 4) : 0;
 }
 
+bool
+ie__greeting_may_begin(const unsigned char *bytes, size_t size)
+{
+    static const unsigned char SP[] = {0, 'S', 'P', 0, 0};
+    static const unsigned char WEB[] = {'G', 'E', 'T', ' ', '/'};
+    const size_t               compared = size < sizeof SP ? size : sizeof SP;
+
+    return memcmp(bytes, SP, compared) == 0 || memcmp(bytes, WEB, compared) == 0;
+}
+
+const char *
+ie__greeting_guess(const unsigned char *bytes, size_t size)
+{
+    static const struct {
+        const char *begin;
+        size_t      size;
+        const char *text;
+    } KNOWN[] = {
+        {"GET ", 4, "not a client of this bus: it speaks HTTP"},
+        {"POST", 4, "not a client of this bus: it speaks HTTP"},
+        {"HEAD", 4, "not a client of this bus: it speaks HTTP"},
+        {"OPTI", 4, "not a client of this bus: it speaks HTTP"},
+        {"PRI ", 4, "not a client of this bus: it speaks HTTP/2"},
+        {"\x16\x03", 2, "not a client of this bus: it wants TLS (sockets://)"},
+        {"SSH-", 4, "not a client of this bus: it speaks SSH"},
+        {"AMQP", 4, "not a client of this bus: it speaks AMQP"},
+        {"CONN", 4, "not a client of this bus: it speaks the protocol of NATS"},
+        {"PING", 4, "not a client of this bus: it speaks the protocol of Redis or NATS"},
+        {"*", 1, "not a client of this bus: it speaks the protocol of Redis"},
+        {"\x10", 1, "not a client of this bus: it speaks MQTT"},
+    };
+
+    for (size_t i = 0; i < sizeof KNOWN / sizeof *KNOWN; i++)
+        if (size >= KNOWN[i].size && memcmp(bytes, KNOWN[i].begin, KNOWN[i].size) == 0)
+            return KNOWN[i].text;
+    return "not a client of this bus";
+}
+
 /* ---- frames --------------------------------------------------------------------------------- */
 
 ie_status

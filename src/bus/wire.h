@@ -168,6 +168,10 @@ ie__get64(const unsigned char *from)
 void ie__greeting_put(unsigned char out[IE__GREETING_BYTES], unsigned protocol);
 /* The peer's protocol number, or 0 when these are no SP bytes. */
 unsigned ie__greeting_get(const unsigned char in[IE__GREETING_BYTES]);
+/* Can these be the first bytes of a greeting, or of a WebSocket? */
+bool ie__greeting_may_begin(const unsigned char *bytes, size_t size);
+/* For the log: what a peer that began with these bytes probably took us for. */
+const char *ie__greeting_guess(const unsigned char *bytes, size_t size);
 
 /* ---- frames ---- */
 

@@ -699,6 +699,14 @@ ie__stream_user_timeout(ie__stream *stream, uint32_t ms)
         (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &value, sizeof value);
 }
 
+int
+ie__stream_fd(const ie__stream *stream)
+{
+    uv_os_fd_t fd;
+
+    return uv_fileno(&stream->uv.handle, &fd) == 0 ? fd : -1;
+}
+
 void
 ie__stream_keepalive(ie__stream *stream, uint32_t seconds)
 {

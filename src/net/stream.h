@@ -118,6 +118,8 @@ void ie__stream_user_timeout(ie__stream *stream, uint32_t ms);
 /* TCP: after so many silent seconds ask whether the peer's machine is still there. No-op for unix.
  */
 void ie__stream_keepalive(ie__stream *stream, uint32_t seconds);
+/* Its descriptor, for counting; -1 when it has none. */
+int ie__stream_fd(const ie__stream *stream);
 /* The peer's address, "127.0.0.1:4711" or "unix". */
 void ie__stream_peer(const ie__stream *stream, char *out, size_t size);
 
