@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define WAIT_MS 10000
@@ -69,40 +70,39 @@ subscribe(peers_run *run)
 
 /* ---- publisher ---- */
 
-/* The publishes that are not answered, for a caller that waits for room. */
+/* Publishes are counted by who sends, answers by the client's thread: neither waits for the other's
+ * cache line more than it must. */
 typedef struct window {
     pthread_mutex_t mutex;
     pthread_cond_t  changed;
-    _Atomic int64_t open;
-    _Atomic int64_t wanted; /* wake the waiter at so many; -1: nobody waits */
     peers_run      *run;
-    int64_t        *began_ns; /* of each publish, or NULL */
+    int64_t         sent;
+    _Alignas(64) _Atomic int64_t answered;
+    _Atomic int64_t wanted; /* wake the sender at so many; INT64_MAX: it does not wait */
 } window;
 
-static window *
-window_make(peers_run *run)
+static int64_t
+answered(const window *self)
 {
-    window *self = calloc(1, sizeof *self);
-
-    if (self == NULL)
-        bench_die("out of memory");
-    (void)pthread_mutex_init(&self->mutex, NULL);
-    (void)pthread_cond_init(&self->changed, NULL);
-    atomic_store(&self->wanted, -1);
-    self->run = run;
-    return self;
+    return atomic_load_explicit(&self->answered, memory_order_acquire);
 }
 
+/* Until at most so many are not answered. The time-out covers a wake-up that was missed. */
 static void
 window_await(window *self, int64_t open)
 {
-    if (atomic_load(&self->open) <= open)
-        return;
+    struct timespec until;
+
     (void)pthread_mutex_lock(&self->mutex);
-    atomic_store(&self->wanted, open);
-    while (atomic_load(&self->open) > open)
-        (void)pthread_cond_wait(&self->changed, &self->mutex);
-    atomic_store(&self->wanted, -1);
+    atomic_store(&self->wanted, self->sent - open);
+    while (self->sent - answered(self) > open) {
+        (void)clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += 1000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        (void)pthread_cond_timedwait(&self->changed, &self->mutex, &until);
+    }
+    atomic_store(&self->wanted, INT64_MAX);
     (void)pthread_mutex_unlock(&self->mutex);
 }
 
@@ -110,13 +110,12 @@ static void
 on_answer(void *user, const ie_bus_answer *answer)
 {
     window       *self = user;
-    const int64_t open = atomic_fetch_sub(&self->open, 1) - 1;
+    const int64_t now = atomic_load_explicit(&self->answered, memory_order_relaxed) + 1;
 
     if (answer->status != IE_OK)
         peers_refused(self->run);
-    else
-        peers_answered(self->run, 1);
-    if (open <= atomic_load(&self->wanted)) {
+    atomic_store_explicit(&self->answered, now, memory_order_release);
+    if (now == atomic_load_explicit(&self->wanted, memory_order_relaxed)) {
         (void)pthread_mutex_lock(&self->mutex);
         (void)pthread_cond_signal(&self->changed);
         (void)pthread_mutex_unlock(&self->mutex);
@@ -127,26 +126,31 @@ static void
 send_all(peers_run *run, uint32_t flags, int64_t most)
 {
     ie_bus_client *client = client_open(run);
-    window        *self = window_make(run);
+    window         self = {.run = run};
     const ie_event event = event_of(run);
     ie_error       err = IE_ERROR_INIT;
 
+    (void)pthread_mutex_init(&self.mutex, NULL);
+    (void)pthread_cond_init(&self.changed, NULL);
+    atomic_store(&self.wanted, INT64_MAX);
     peers_begin(run);
     while (peers_next(run)) {
         ie_status status;
 
-        if (atomic_fetch_add(&self->open, 1) >= most)
-            window_await(self, most - most / 4);
-        while ((status = ie_bus_client_publish(client, &event, flags, on_answer, self, &err)) ==
+        if (self.sent - answered(&self) >= most)
+            window_await(&self, most - most / 4);
+        while ((status = ie_bus_client_publish(client, &event, flags, on_answer, &self, &err)) ==
                IE_ELIMIT) {
-            /* bytes, not events, fill the queue: half of what is out has to be answered */
-            window_await(self, atomic_load(&self->open) / 2 + 1);
+            /* bytes, not events, fill the queue: a quarter of what is out has to be answered */
+            window_await(&self, (self.sent - answered(&self)) * 3 / 4);
             err.status = IE_OK;
         }
         if (status != IE_OK)
             bench_die("ie: %s", err.message);
+        self.sent++;
     }
-    window_await(self, 0);
+    window_await(&self, 0);
+    peers_answered(run, answered(&self) - atomic_load(&run->shared->refused));
     ie_bus_client_close(client);
 }
 
