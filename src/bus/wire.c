@@ -5,37 +5,47 @@
 
 #include "core.h"
 #include "headers.h"
+#include "text.h"
 
 /* ---- text ----------------------------------------------------------------------------------- */
 
-/* UTF-8 without control characters. Almost all text here is plain ASCII, so eight bytes are looked
- * at together first. */
-static bool
-text_is_good(const unsigned char *bytes, size_t size)
+/* Is the top bit of some byte set, or is it below 0x20, or 0x7f? */
+static inline bool
+word_is_odd(uint64_t word)
 {
-    const uint64_t ones = UINT64_C(0x0101010101010101);
-    const uint64_t tops = UINT64_C(0x8080808080808080);
-    size_t         i = 0;
+    return ((word & IE__HIGH_BITS) | ie__has_below(word, 0x20) |
+            ie__has_zero(word ^ IE__BYTES(0x7F))) != 0;
+}
 
-    for (; size - i >= 8; i += 8) {
-        uint64_t word;
-
-        memcpy(&word, bytes + i, sizeof word);
-        /* top bit set, or below 0x20, or 0x7f; false alarms only cost the slow way */
-        if (((word | (word - 0x20 * ones) | (word + ones)) & tops) != 0)
-            break;
-    }
-    for (; i < size && bytes[i] >= 0x20 && bytes[i] < 0x7f; i++) {
-    }
-    if (i == size)
-        return true;
-    for (size_t k = i; k < size; k++) {
+/* The slow way, for text with something else than printable ASCII. */
+static bool
+text_is_good_slow(const unsigned char *bytes, size_t size)
+{
+    for (size_t k = 0; k < size; k++) {
         if (bytes[k] < 0x20 || bytes[k] == 0x7f)
             return false;
         if (bytes[k] == 0xC2 && k + 1 < size && bytes[k + 1] < 0xA0)
             return false; /* U+0080..009F */
     }
     return ie__utf8_is_valid((const char *)bytes, size);
+}
+
+/* UTF-8 without control characters. Almost all text here is plain ASCII, so eight bytes are looked
+ * at together; the last eight overlap those before. */
+static inline bool
+text_is_good(const unsigned char *bytes, size_t size)
+{
+    bool is_odd = false;
+
+    if (size >= 8) {
+        for (size_t i = 0; i + 8 < size && !is_odd; i += 8)
+            is_odd = word_is_odd(ie__load8(bytes + i));
+        is_odd = is_odd || word_is_odd(ie__load8(bytes + size - 8));
+    } else {
+        for (size_t i = 0; i < size; i++)
+            is_odd = is_odd || (unsigned char)(bytes[i] - 0x20) >= 0x5F;
+    }
+    return !is_odd || text_is_good_slow(bytes, size);
 }
 
 /* ---- greeting ------------------------------------------------------------------------------- */
@@ -456,21 +466,18 @@ record_number(int64_t *out, const unsigned char *value, size_t size, ie_error *e
 }
 
 static ie_status
+text_fault(unsigned tag, size_t size, ie_error *err)
+{
+    if (size == 0 || size > TEXTS[tag].max)
+        return ie_error_set(err, size == 0 ? IE_EINVAL : IE_ETOOBIG, "%s: 1 to %zu bytes, not %zu",
+                            TEXTS[tag].name, TEXTS[tag].max, size);
+    return ie_error_set(err, IE_EINVAL, "%s: not UTF-8, or a control character", TEXTS[tag].name);
+}
+
+static ie_status
 record_field(ie__record *record, unsigned tag, unsigned char *value, size_t size, size_t *headers,
              ie_error *err)
 {
-    if (tag <= IE__E_TEXTS) {
-        if (size == 0 || size > TEXTS[tag].max)
-            return ie_error_set(err, size == 0 ? IE_EINVAL : IE_ETOOBIG,
-                                "%s: 1 to %zu bytes, not %zu", TEXTS[tag].name, TEXTS[tag].max,
-                                size);
-        if (!text_is_good(value, size))
-            return ie_error_set(err, IE_EINVAL, "%s: not UTF-8, or a control character",
-                                TEXTS[tag].name);
-        record->texts[tag].bytes = value;
-        record->texts[tag].size = size;
-        return IE_OK;
-    }
     switch (tag) {
     case IE__E_TIME: return record_number(&record->time_ms, value, size, err);
     case IE__E_NOT_BEFORE: return record_number(&record->not_before_ms, value, size, err);
@@ -513,9 +520,16 @@ ie__record_parse(ie__record *out, unsigned char *bytes, size_t size, size_t data
                 return ie_error_set(err, IE_EINVAL, "field %u appears twice", tag);
             seen |= 1u << tag;
         }
-        status = record_field(out, tag, at + 3, length, &headers, err);
-        if (status != IE_OK)
-            return status;
+        if (tag <= IE__E_TEXTS) {
+            if (length == 0 || length > TEXTS[tag].max || !text_is_good(at + 3, length))
+                return text_fault(tag, length, err);
+            out->texts[tag].bytes = at + 3;
+            out->texts[tag].size = length;
+        } else {
+            status = record_field(out, tag, at + 3, length, &headers, err);
+            if (status != IE_OK)
+                return status;
+        }
         at += 3 + length;
     }
     out->data.bytes = at + 1;

@@ -88,11 +88,14 @@ ie__fault_dataschema(const char *text, size_t bytes, ie_status *status)
     return i > 0 && i < bytes && text[i] == ':' ? NULL : "is not an absolute URI";
 }
 
+/* Letters, digits and !#$%&'*+-.^_`{|}~, a bit per byte below 0x80. */
 static bool
 is_token(char c)
 {
-    return (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') ||
-           (c != '\0' && strchr("!#$%&'*+-.^_`{|}~", c) != NULL);
+    static const uint32_t TOKENS[4] = {0, 0x03FF6CFA, 0xC7FFFFFE, 0x7FFFFFFF};
+    const unsigned char   byte = (unsigned char)c;
+
+    return byte < 0x80 && (TOKENS[byte >> 5] >> (byte & 31) & 1) != 0;
 }
 
 const char *
@@ -253,7 +256,7 @@ headers_check(const ie_event *event, ie_error *err)
 
 /* ---- the event ---------------------------------------------------------------------------- */
 
-static ie_status
+static inline ie_status
 attribute_check(const char *name, const char *text, ie__fault_fn find_fault, bool is_required,
                 ie_error *err)
 {

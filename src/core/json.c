@@ -466,10 +466,15 @@ ie__json_is_media_type(const char *content_type)
 
     if (content_type == NULL)
         return true;
-    bytes = strcspn(content_type, "; \t"); /* parameters do not change what it is */
+    bytes = 0; /* parameters do not change what it is */
+    while (content_type[bytes] != '\0' && content_type[bytes] != ';' &&
+           content_type[bytes] != ' ' && content_type[bytes] != '\t')
+        bytes++;
     content_type += bytes;
     if (bytes < 5)
         return false;
     content_type -= 5;
+    if (*content_type != '/' && *content_type != '+')
+        return false;
     return strncasecmp(content_type, "/json", 5) == 0 || strncasecmp(content_type, "+json", 5) == 0;
 }

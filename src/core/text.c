@@ -101,7 +101,7 @@ rotate(uint64_t word, unsigned bits)
     return (word << bits) | (word >> (64 - bits));
 }
 
-static void
+static inline void
 sip_round(uint64_t v[4])
 {
     v[0] += v[1];

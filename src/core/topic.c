@@ -15,6 +15,8 @@
 static unsigned
 char_class(unsigned char c)
 {
+    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'))
+        return CHAR_PLAIN;
     switch (c) {
     case '.': return CHAR_DOT;
     case '*':
