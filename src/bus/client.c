@@ -170,6 +170,18 @@ client_start(ie_bus_client *client, ie_error *err)
     return ie_error_set(err, IE_EIO, "cannot start the client's thread");
 }
 
+/* It is held for a fraction of a microsecond: worth a short wait before sleeping. */
+static void
+client_mutex_init(pthread_mutex_t *mutex)
+{
+    pthread_mutexattr_t attributes;
+
+    (void)pthread_mutexattr_init(&attributes);
+    (void)pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+    (void)pthread_mutex_init(mutex, &attributes);
+    (void)pthread_mutexattr_destroy(&attributes);
+}
+
 ie_status
 ie_bus_client_open(ie_bus_client **out, const ie_bus_client_options *options, ie_error *err)
 {
@@ -187,7 +199,7 @@ ie_bus_client_open(ie_bus_client **out, const ie_bus_client_options *options, ie
     client->next_request = client->flight_first = 1;
     atomic_store(&client->connection, 1);
     client->generation = ie__fork_generation();
-    (void)pthread_mutex_init(&client->mutex, NULL);
+    client_mutex_init(&client->mutex);
     ie__client_cond_init(&client->changed);
     status = ie__client_dispatch_init(client, err);
     if (status == IE_OK)

@@ -137,7 +137,7 @@ client_check_done(ie_bus_client *client)
     client_lock(client);
     is_closing = client->is_closing;
     may_leave = client->may_leave;
-    is_done = client->unanswered == 0 && may_leave;
+    is_done = client_unanswered(client) == 0 && may_leave;
     client_unlock(client);
     if (client->phase == PHASE_OPEN && is_closing && is_done)
         client_say_goodbye(client);
@@ -419,6 +419,9 @@ on_heartbeat(uv_timer_t *timer)
     const int64_t  now = (int64_t)uv_now(&client->loop);
     const int64_t  silent = now - client->heard_ms;
 
+    client_lock(client);
+    client->is_commanded = true; /* look at everything */
+    client_unlock(client);
     ie__client_on_async(&client->async);
     if (client->stream == NULL || client->phase < PHASE_OPEN)
         return;
@@ -460,6 +463,17 @@ ie__client_opened(ie_bus_client *client, uint32_t data_bytes_max)
 
 /* ---- the loop ---- */
 
+/* After taking over what was submitted. */
+static void
+on_publishes(ie_bus_client *client)
+{
+    ie__client_send(client);
+    if ((client->options.flags & IE_BUS_CLIENT_FAIL_OFFLINE) != 0 && client->is_offline)
+        ie__client_flight_fail_all(client, IE_EUNREACHABLE, client->why);
+    if (client->phase == PHASE_LEAVING)
+        ie__stream_touch(client->stream); /* that may have been what we stayed for */
+}
+
 void
 ie__client_on_async(uv_async_t *async)
 {
@@ -471,6 +485,12 @@ ie__client_on_async(uv_async_t *async)
         return;
     client_lock(client);
     client->is_signalled = false;
+    if (!client->is_commanded) { /* the hot path: publishes, and nothing else */
+        ie__client_take_locked(client);
+        on_publishes(client);
+        return;
+    }
+    client->is_commanded = false;
     is_closing = client->is_closing;
     is_broken = (client->is_malformed || client->is_short) && client->stream != NULL;
     if (is_broken && client->is_malformed)
@@ -485,11 +505,7 @@ ie__client_on_async(uv_async_t *async)
     ie__client_dispatch_resume(client);
     ie__client_subs_sync(client);
     ie__client_take(client);
-    ie__client_send(client);
-    if ((client->options.flags & IE_BUS_CLIENT_FAIL_OFFLINE) != 0 && client->is_offline)
-        ie__client_flight_fail_all(client, IE_EUNREACHABLE, client->why);
-    if (client->phase == PHASE_LEAVING)
-        ie__stream_touch(client->stream); /* that may have been what we stayed for */
+    on_publishes(client);
     if (is_closing) {
         if (!uv_is_active((uv_handle_t *)&client->close_timer))
             (void)uv_timer_start(&client->close_timer, on_close_timeout,

@@ -182,8 +182,8 @@ struct ie_bus_client {
     batch           submitted;
     uint32_t        next_request;
     uint32_t        next_sub;
-    size_t          unanswered; /* publishes: submitted, waiting, in flight */
-    uint64_t        unanswered_bytes;
+    size_t          handed_in; /* publishes, ever; and their bytes */
+    uint64_t        handed_in_bytes;
     subscription   *subs; /* in the order of their ids */
     ie_bus_state    state;
     ie_status       reason_status; /* what the last attempt met */
@@ -191,6 +191,7 @@ struct ie_bus_client {
     uint64_t        commands_done; /* rounds of the loop over the shared part */
     bool            is_offline;    /* known to be disconnected */
     bool            is_signalled;  /* the loop has been woken and has not looked yet */
+    bool            is_commanded;  /* for more than publishes */
     bool            is_closing;
     bool            is_closed;
     bool            may_leave;      /* closing, and no handler runs any more */
@@ -205,6 +206,11 @@ struct ie_bus_client {
     atomic_uint connection; /* changes when one is lost; written by the loop, mutex held */
     atomic_uint waiters;    /* threads that wait for an answer */
     queue       queue;
+
+    /* -- written by the loop alone, read by all; in a cache line that callers do not write -- */
+    char             apart[64];
+    _Atomic size_t   answered; /* of handed_in */
+    _Atomic uint64_t answered_bytes;
 
     /* -- the loop's own -- */
     uv_loop_t               loop;
@@ -276,7 +282,32 @@ client_signal(ie_bus_client *client)
     const bool was = client->is_signalled;
 
     client->is_signalled = true;
+    client->is_commanded = true;
     return !was && !client->is_closed;
+}
+
+/* The same, when all there is to see are publishes. */
+static inline bool
+client_signal_publish(ie_bus_client *client)
+{
+    const bool was = client->is_signalled;
+
+    client->is_signalled = true;
+    return !was && !client->is_closed;
+}
+
+/* With the mutex held: publishes submitted, waiting, in flight. */
+static inline size_t
+client_unanswered(const ie_bus_client *client)
+{
+    return client->handed_in - atomic_load_explicit(&client->answered, memory_order_acquire);
+}
+
+static inline uint64_t
+client_unanswered_bytes(const ie_bus_client *client)
+{
+    return client->handed_in_bytes -
+           atomic_load_explicit(&client->answered_bytes, memory_order_acquire);
 }
 
 /* ---- making, watching and closing a client (client.c) ---- */
@@ -302,6 +333,7 @@ ie_status ie__client_broken(ie_bus_client *client, const char *what);
 
 /* ---- publishes (client_publish.c) ---- */
 void      ie__client_take(ie_bus_client *client);
+void      ie__client_take_locked(ie_bus_client *client); /* releases the mutex */
 void      ie__client_send(ie_bus_client *client);
 void      ie__client_flight_lost(ie_bus_client *client);
 void      ie__client_flight_fail_all(ie_bus_client *client, ie_status status, const char *reason);

@@ -9,7 +9,9 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "attributes.h"
 #include "codes.h"
+#include "id.h"
 
 #define UNSENT_MAX (1u << 20) /* bytes in the stream's queue; the rest stays in the backlog */
 
@@ -61,10 +63,14 @@ flight_pop(ie_bus_client *client)
 static void
 count_answered(ie_bus_client *client, size_t count, uint64_t bytes)
 {
-    client_lock(client);
-    client->unanswered -= count;
-    client->unanswered_bytes -= bytes;
-    client_unlock(client);
+    /* nobody else writes them */
+    atomic_store_explicit(&client->answered,
+                          atomic_load_explicit(&client->answered, memory_order_relaxed) + count,
+                          memory_order_release);
+    atomic_store_explicit(&client->answered_bytes,
+                          atomic_load_explicit(&client->answered_bytes, memory_order_relaxed) +
+                              bytes,
+                          memory_order_release);
 }
 
 /* Answer the publishes [first, first + count) that were sent and are not answered. */
@@ -185,9 +191,15 @@ flight_reserve(ie_bus_client *client, size_t more)
 void
 ie__client_take(ie_bus_client *client)
 {
+    client_lock(client);
+    ie__client_take_locked(client);
+}
+
+void
+ie__client_take_locked(ie_bus_client *client)
+{
     batch taken;
 
-    client_lock(client);
     if (client->submitted.count == 0 || !flight_reserve(client, client->submitted.count) ||
         (client->backlog_kept < client->backlog.size &&
          ie__buffer_reserve(&client->backlog, client->submitted.frames.size) != IE_OK)) {
@@ -293,20 +305,20 @@ publish_admit(const ie_bus_client *client, const ie_event *event, size_t bytes, 
     if (event->data_bytes > client->data_bytes_max)
         return ie_error_set(err, IE_ETOOBIG, "data is larger than %u bytes, the bus's limit",
                             client->data_bytes_max);
-    if (client->unanswered >= client->options.publish_queue_max)
+    if (client_unanswered(client) >= client->options.publish_queue_max)
         return ie_error_set(err, IE_ELIMIT, "publish_queue_max: %zu events are unanswered",
-                            client->unanswered);
-    if (client->unanswered_bytes + bytes > client->options.publish_queue_bytes_max &&
-        client->unanswered != 0)
+                            client_unanswered(client));
+    if (client_unanswered_bytes(client) + bytes > client->options.publish_queue_bytes_max &&
+        client_unanswered(client) != 0)
         return ie_error_set(err, IE_ELIMIT, "publish_queue_bytes_max: %llu bytes are unanswered",
-                            (unsigned long long)client->unanswered_bytes);
+                            (unsigned long long)client_unanswered_bytes(client));
     return IE_OK;
 }
 
 /* With the mutex held. */
 static ie_status
-publish_add(ie_bus_client *client, const ie_event *event, uint32_t flags, size_t record,
-            const entry *asked)
+publish_add(ie_bus_client *client, const ie_event *event, uint32_t flags,
+            const ie__record_plan *plan, const entry *asked)
 {
     batch         *to = &client->submitted;
     unsigned char *at;
@@ -323,13 +335,13 @@ publish_add(ie_bus_client *client, const ie_event *event, uint32_t flags, size_t
     if (ie__buffer_reserve(&to->frames, asked->bytes) != IE_OK)
         return IE_ENOMEM;
     at = (unsigned char *)to->frames.data + to->frames.size;
-    ie__frame_prefix(at, IE__PUBLISH, client->next_request++, 4 + record);
+    ie__frame_prefix(at, IE__PUBLISH, client->next_request++, 4 + plan->total);
     ie__put32(at + IE__PREFIX_BYTES, flags);
-    (void)ie__record_put(at + IE__PREFIX_BYTES + 4, event);
+    (void)ie__record_write(at + IE__PREFIX_BYTES + 4, event, plan);
     to->frames.size += asked->bytes;
     to->entries[to->count++] = *asked;
-    client->unanswered++;
-    client->unanswered_bytes += asked->bytes;
+    client->handed_in++;
+    client->handed_in_bytes += asked->bytes;
     return IE_OK;
 }
 
@@ -337,8 +349,11 @@ publish_add(ie_bus_client *client, const ie_event *event, uint32_t flags, size_t
 static void
 publish_complete(const ie_bus_client *client, ie_event *event, char id[IE_ID_SIZE])
 {
+    const int64_t now_ms =
+        event->id == NULL || event->time_ms == 0 ? ie__wall_ms(&ie__system_clock) : 0;
+
     if (event->id == NULL) {
-        ie_id_new(id);
+        ie__id_new_at(id, now_ms);
         event->id = id;
     }
     if (event->type == NULL)
@@ -346,40 +361,40 @@ publish_complete(const ie_bus_client *client, ie_event *event, char id[IE_ID_SIZ
     if (event->source == NULL)
         event->source = client->source;
     if (event->time_ms == 0)
-        event->time_ms = ie__wall_ms(&ie__system_clock);
+        event->time_ms = now_ms;
 }
 
 ie_status
 ie_bus_client_publish(ie_bus_client *client, const ie_event *event, uint32_t flags,
                       ie_bus_answer_fn answered, void *user, ie_error *err)
 {
-    const bool is_checked = (flags & IE__BUS_PUBLISH_CHECKED) != 0;
-    ie_event   full = IE_EVENT_INIT;
-    char       id[IE_ID_SIZE];
-    entry      asked = {.answered = answered, .user = user};
-    ie_status  status;
-    size_t     record;
-    bool       must_wake;
+    const bool      is_checked = (flags & IE__BUS_PUBLISH_CHECKED) != 0;
+    entry           asked = {.answered = answered, .user = user};
+    char            id[IE_ID_SIZE];
+    ie_event        full;
+    ie__record_plan plan;
+    ie_status       status;
+    bool            must_wake;
 
     flags &= ~IE__BUS_PUBLISH_CHECKED;
     if ((flags & ~IE__PUBLISH_FLAGS) != 0)
         return ie_error_set(err, IE_EINVAL, "unknown publish flags %x", flags);
     if (client->generation != ie__fork_generation())
         return ie_error_set(err, IE_EFORKED, "the client belongs to the parent process");
-    status = is_checked ? IE_OK : ie_event_check(event, err);
-    if (status == IE_OK)
-        status = ie__struct_import(&full, sizeof full, event, offsetof(ie_event, dedupe_key));
+    status = ie__event_import(&full, event, err);
+    if (status == IE_OK && !is_checked)
+        status = ie__event_check(&full, 0, err);
     if (status != IE_OK)
-        return ie_error_set(err, status, "the event's size is not set; use IE_EVENT_INIT");
+        return status;
     publish_complete(client, &full, id);
-    record = ie__record_size(&full);
-    asked.bytes = (uint32_t)(IE__PREFIX_BYTES + 4 + record);
+    ie__record_measure(&plan, &full);
+    asked.bytes = (uint32_t)(IE__PREFIX_BYTES + 4 + plan.total);
 
     client_lock(client);
     status = publish_admit(client, &full, asked.bytes, err);
-    if (status == IE_OK && publish_add(client, &full, flags, record, &asked) != IE_OK)
+    if (status == IE_OK && publish_add(client, &full, flags, &plan, &asked) != IE_OK)
         status = ie_error_set(err, IE_ENOMEM, "no memory for a publish");
-    must_wake = status == IE_OK && client_signal(client);
+    must_wake = status == IE_OK && client_signal_publish(client);
     client_unlock(client);
     if (must_wake)
         (void)uv_async_send(&client->async);

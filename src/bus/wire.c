@@ -580,52 +580,40 @@ ie__record_event(ie_event *out, ie__record *record)
     out->header_count = record->header_count;
 }
 
-static const char *
-event_text(const ie_event *event, unsigned tag)
+void
+ie__record_measure(ie__record_plan *out, const ie_event *event)
 {
-    switch (tag) {
-    case IE__E_KEY: return event->key;
-    case IE__E_ID: return event->id;
-    case IE__E_TYPE: return event->type;
-    case IE__E_SOURCE: return event->source;
-    case IE__E_SUBJECT: return event->subject;
-    case IE__E_DATASCHEMA: return event->dataschema;
-    default: return event->content_type;
+    out->texts[0] = event->topic;
+    out->texts[IE__E_KEY] = event->key;
+    out->texts[IE__E_ID] = event->id;
+    out->texts[IE__E_TYPE] = event->type;
+    out->texts[IE__E_SOURCE] = event->source;
+    out->texts[IE__E_SUBJECT] = event->subject;
+    out->texts[IE__E_DATASCHEMA] = event->dataschema;
+    out->texts[IE__E_CONTENT_TYPE] = event->content_type;
+    out->sizes[0] = strlen(event->topic);
+    out->total = 1 + out->sizes[0] + 1 + event->data_bytes;
+    for (unsigned tag = 1; tag <= IE__E_TEXTS; tag++) {
+        const char *text = out->texts[tag];
+
+        out->sizes[tag] = text == NULL ? 0 : strlen(text);
+        out->total += out->sizes[tag] != 0 ? 3 + out->sizes[tag] : 0;
     }
+    out->total += event->time_ms != 0 ? 11 : 0;
+    out->total += event->not_before_ms != 0 ? 11 : 0;
+    out->total += event->expires_at_ms != 0 ? 11 : 0;
+    out->total += event->position != 0 ? 11 : 0;
+    for (size_t i = 0; i < event->header_count; i++)
+        out->total += 5 + strlen(event->headers[i].name) + strlen(event->headers[i].value);
 }
 
 size_t
 ie__record_size(const ie_event *event)
 {
-    size_t size = 1 + strlen(event->topic) + 1 + event->data_bytes;
+    ie__record_plan plan;
 
-    for (unsigned tag = 1; tag <= IE__E_TEXTS; tag++) {
-        const char *text = event_text(event, tag);
-
-        if (text != NULL && text[0] != '\0')
-            size += 3 + strlen(text);
-    }
-    size += event->time_ms != 0 ? 11 : 0;
-    size += event->not_before_ms != 0 ? 11 : 0;
-    size += event->expires_at_ms != 0 ? 11 : 0;
-    size += event->position != 0 ? 11 : 0;
-    for (size_t i = 0; i < event->header_count; i++)
-        size += 5 + strlen(event->headers[i].name) + strlen(event->headers[i].value);
-    return size;
-}
-
-static unsigned char *
-put_text(unsigned char *out, unsigned tag, const char *text)
-{
-    size_t size;
-
-    if (text == NULL || text[0] == '\0')
-        return out;
-    size = strlen(text);
-    *out = (unsigned char)tag;
-    ie__put16(out + 1, (unsigned)size);
-    memcpy(out + 3, text, size);
-    return out + 3 + size;
+    ie__record_measure(&plan, event);
+    return plan.total;
 }
 
 static unsigned char *
@@ -640,15 +628,21 @@ put_number(unsigned char *out, unsigned tag, int64_t value)
 }
 
 unsigned char *
-ie__record_put(unsigned char *out, const ie_event *event)
+ie__record_write(unsigned char *out, const ie_event *event, const ie__record_plan *plan)
 {
-    const size_t topic = strlen(event->topic);
+    *out++ = (unsigned char)plan->sizes[0];
+    memcpy(out, event->topic, plan->sizes[0]);
+    out += plan->sizes[0];
+    for (unsigned tag = 1; tag <= IE__E_TEXTS; tag++) {
+        const size_t size = plan->sizes[tag];
 
-    *out++ = (unsigned char)topic;
-    memcpy(out, event->topic, topic);
-    out += topic;
-    for (unsigned tag = 1; tag <= IE__E_TEXTS; tag++)
-        out = put_text(out, tag, event_text(event, tag));
+        if (size == 0)
+            continue;
+        *out = (unsigned char)tag;
+        ie__put16(out + 1, (unsigned)size);
+        memcpy(out + 3, plan->texts[tag], size);
+        out += 3 + size;
+    }
     out = put_number(out, IE__E_TIME, event->time_ms);
     out = put_number(out, IE__E_NOT_BEFORE, event->not_before_ms);
     out = put_number(out, IE__E_EXPIRES, event->expires_at_ms);
@@ -669,4 +663,13 @@ ie__record_put(unsigned char *out, const ie_event *event)
     if (event->data_bytes != 0)
         memcpy(out, event->data, event->data_bytes);
     return out + event->data_bytes;
+}
+
+unsigned char *
+ie__record_put(unsigned char *out, const ie_event *event)
+{
+    ie__record_plan plan;
+
+    ie__record_measure(&plan, event);
+    return ie__record_write(out, event, &plan);
 }

@@ -302,4 +302,14 @@ size_t ie__record_size(const ie_event *event);
 /* Write it; returns the byte behind. The event must have passed ie_event_check(). */
 unsigned char *ie__record_put(unsigned char *out, const ie_event *event);
 
+/* The same in two steps that look for the ends of the texts once. */
+typedef struct ie__record_plan {
+    const char *texts[IE__E_TEXTS + 1]; /* by tag; [0]: the topic */
+    size_t      sizes[IE__E_TEXTS + 1]; /* 0: absent */
+    size_t      total;
+} ie__record_plan;
+void           ie__record_measure(ie__record_plan *out, const ie_event *event);
+unsigned char *ie__record_write(unsigned char *out, const ie_event *event,
+                                const ie__record_plan *plan);
+
 #endif

@@ -56,14 +56,19 @@ next_stamp(uint64_t now)
     return stamp;
 }
 
-static char *
-put_hex(char *out, uint64_t bits, int digits)
+/* Eight digits at a time: each half byte gets a byte, then its letter. */
+static void
+put_hex8(char out[8], uint32_t bits)
 {
-    static const char HEX[] = "0123456789abcdef";
+    const uint64_t ones = UINT64_C(0x0101010101010101);
+    uint64_t       word = bits;
 
-    for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4)
-        *out++ = HEX[(bits >> shift) & 15];
-    return out;
+    word = (word << 16 | word) & UINT64_C(0x0000FFFF0000FFFF);
+    word = (word << 8 | word) & UINT64_C(0x00FF00FF00FF00FF);
+    word = (word << 4 | word) & (15 * ones);
+    word += '0' * ones + ((word + 6 * ones) >> 4 & ones) * ('a' - '0' - 10);
+    for (int i = 0; i < 8; i++) /* one store, with the bytes turned round */
+        out[i] = (char)(word >> (56 - 8 * i));
 }
 
 void
@@ -77,16 +82,19 @@ ie__id_new_at(char out[IE_ID_SIZE], int64_t wall_ms)
     const uint64_t stamp = next_stamp(start);
     const uint64_t tail = random & ((UINT64_C(1) << 58) - 1);
 
-    out = put_hex(out, stamp >> 32, 8);
-    *out++ = '-';
-    out = put_hex(out, stamp >> 16 & 0xFFFF, 4);
-    *out++ = '-';
-    out = put_hex(out, 0x7000 | (stamp >> 4 & 0x0FFF), 4);
-    *out++ = '-';
-    out = put_hex(out, 0x8000 | (stamp & 0xF) << 10 | tail >> 48, 4);
-    *out++ = '-';
-    out = put_hex(out, tail & 0xFFFFFFFFFFFF, 12);
-    *out = '\0';
+    char digits[32];
+
+    put_hex8(digits, (uint32_t)(stamp >> 32));
+    put_hex8(digits + 8, (uint32_t)((stamp & 0xFFFF0000) | 0x7000 | (stamp >> 4 & 0x0FFF)));
+    put_hex8(digits + 16, (uint32_t)(0x80000000 | (stamp & 0xF) << 26 | tail >> 32));
+    put_hex8(digits + 24, (uint32_t)tail);
+    memcpy(out, digits, 8);
+    out[8] = out[13] = out[18] = out[23] = '-';
+    memcpy(out + 9, digits + 8, 4);
+    memcpy(out + 14, digits + 12, 4);
+    memcpy(out + 19, digits + 16, 4);
+    memcpy(out + 24, digits + 20, 12);
+    out[36] = '\0';
 }
 
 void

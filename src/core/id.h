@@ -1,4 +1,4 @@
-/* Ids for a given moment: what ie_id_new() does with the system's clock. Private to src/core. */
+/* Ids for a given moment: what ie_id_new() does with the system's clock. Private to the library. */
 #ifndef IE_ID_H
 #define IE_ID_H
 
