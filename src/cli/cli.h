@@ -140,9 +140,11 @@ void cli_json_print(cli_json *json);
 void cli_wait_begin(void);
 /* From any thread: let cli_wait() return. */
 void cli_wait_wake(void);
-typedef enum cli_wait_end { CLI_WOKEN, CLI_SIGNALLED, CLI_TIMED_OUT } cli_wait_end;
+typedef enum cli_wait_end { CLI_WOKEN, CLI_SIGNALLED, CLI_TIMED_OUT, CLI_INPUT } cli_wait_end;
 /* timeout_ms < 0: none. */
 cli_wait_end cli_wait(int64_t timeout_ms);
+/* As cli_wait(), or until the descriptor is readable; -1: none. */
+cli_wait_end cli_wait_input(int64_t timeout_ms, int fd);
 
 /* ---- databases (db.c) ---- */
 

@@ -275,6 +275,7 @@ typedef struct answer {
     ie_status       status;
     uint32_t        code;
     uint64_t        receivers;
+    bool            is_stored;
     char            reason[600];
 } answer;
 
@@ -340,7 +341,10 @@ answer_wait(answer *to, int64_t timeout_ms)
 static void
 bus_answered(void *user, const ie_bus_answer *said)
 {
-    answer_put(user, said->status, said->reason, said->code, said->receivers);
+    answer *to = user;
+
+    to->is_stored = said->stored != 0; /* read once the answer is there */
+    answer_put(to, said->status, said->reason, said->code, said->receivers);
 }
 
 /* The bus's own client says more than a publisher can: how many received it. */
@@ -413,7 +417,8 @@ send_other(cli *self, const outgoing *out, answer *to, ie_error *error)
 static bool
 is_bus(const char *url)
 {
-    return strncmp(url, "socket:", 7) == 0 || strncmp(url, "unix:", 5) == 0;
+    return strncmp(url, "socket:", 7) == 0 || strncmp(url, "sockets:", 8) == 0 ||
+           strncmp(url, "unix:", 5) == 0;
 }
 
 static void
@@ -429,13 +434,18 @@ sent_tell(const cli *self, const outgoing *out, const answer *to)
         cli_json_text(&json, "topic", out->event.topic);
         if (is_bus(url))
             cli_json_number(&json, "receivers", (int64_t)to->receivers);
+        if (is_bus(url))
+            cli_json_bool(&json, "stored", to->is_stored);
         cli_json_close(&json, '}');
         cli_json_print(&json);
     } else {
         (void)printf("%s\n", out->event.id);
     }
-    if (is_bus(url) && to->receivers == 0)
+    if (is_bus(url) && to->receivers == 0 && !to->is_stored)
         cli_say("nobody subscribes to %s: the bus took the event, and nobody has it",
+                out->event.topic);
+    else if (cli_has(self, "persistent") && !to->is_stored)
+        cli_say("the bus stores nothing on %s: the event went to who is connected",
                 out->event.topic);
 }
 

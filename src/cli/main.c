@@ -39,7 +39,8 @@ const cli_command cli_commands[] = {
     {"subscribe", "PATTERN", "print events as they arrive from a bus", 1, 1, cli_subscribe_flags,
      "  ie subscribe 'orders.>'\n"
      "  ie subscribe orders.placed --json --count 10 | jq .data\n"
-     "  ie subscribe '>' --group audit --from unix:/run/app/ie.sock\n",
+     "  ie subscribe '>' --group audit --from unix:/run/app/ie.sock\n"
+     "  ie subscribe 'orders.>' --group billing --from-start --ack manual\n",
      cli_subscribe},
     {"why", "ID", "say in one sentence why an event is where it is", 1, 1, cli_why_flags,
      "  ie why 019a1b2c-0000-7000-8000-000000000000 --db app.db\n", cli_why},

@@ -45,8 +45,16 @@ mono_ms(void)
 cli_wait_end
 cli_wait(int64_t timeout_ms)
 {
+    return cli_wait_input(timeout_ms, -1);
+}
+
+cli_wait_end
+cli_wait_input(int64_t timeout_ms, int fd)
+{
     const int64_t deadline_ms = mono_ms() + timeout_ms;
-    struct pollfd fds[2] = {{.fd = signal_fd, .events = POLLIN}, {.fd = wake_fd, .events = POLLIN}};
+    struct pollfd fds[3] = {{.fd = signal_fd, .events = POLLIN},
+                            {.fd = wake_fd, .events = POLLIN},
+                            {.fd = fd, .events = POLLIN}};
 
     for (;;) {
         struct signalfd_siginfo info;
@@ -55,11 +63,13 @@ cli_wait(int64_t timeout_ms)
 
         if (timeout_ms >= 0 && left_ms <= 0)
             return CLI_TIMED_OUT;
-        if (poll(fds, 2, left_ms > INT32_MAX ? INT32_MAX : (int)left_ms) < 0 && errno != EINTR)
+        if (poll(fds, 3, left_ms > INT32_MAX ? INT32_MAX : (int)left_ms) < 0 && errno != EINTR)
             return CLI_SIGNALLED;
         if (read(signal_fd, &info, sizeof info) == (ssize_t)sizeof info)
             return CLI_SIGNALLED;
         if (read(wake_fd, &count, sizeof count) == (ssize_t)sizeof count)
             return CLI_WOKEN;
+        if (fds[2].revents != 0) /* its end, too, is for the reader to see */
+            return CLI_INPUT;
     }
 }

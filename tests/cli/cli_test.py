@@ -28,7 +28,8 @@ class Running:
     def __init__(self, folder, *words, **options):
         self.out = tempfile.NamedTemporaryFile("w+", dir=folder, suffix=".out")
         self.err = tempfile.NamedTemporaryFile("w+", dir=folder, suffix=".err")
-        self.process = subprocess.Popen([IE, *map(str, words)], stdin=subprocess.DEVNULL,
+        options.setdefault("stdin", subprocess.DEVNULL)
+        self.process = subprocess.Popen([IE, *map(str, words)],
                                         stdout=self.out, stderr=self.err, cwd=folder, **options)
 
     def stdout(self):
@@ -55,6 +56,8 @@ class Running:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(DEADLINE_S)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         self.out.close()
         self.err.close()
 
@@ -97,8 +100,8 @@ class Case(unittest.TestCase):
         self.assertIsNotNone(match, bus.stdout())
         return bus, match[1]
 
-    def subscriber(self, *words):
-        subscriber = self.start("subscribe", *words)
+    def subscriber(self, *words, **options):
+        subscriber = self.start("subscribe", *words, **options)
         subscriber.wait_for(lambda: "subscribed to" in subscriber.stderr(), "the subscription")
         return subscriber
 
@@ -693,6 +696,69 @@ class Bus(Case):
             self.assertEqual(self.subscriber("a.b", "--from", url).end(number), 0)
         self.ie("subscribe", "a..b", "--from", url, code=2)
         self.ie("subscribe", "a.b", "--from", "pigeon://x", code=2)
+
+    def says(self, running, line):
+        running.process.stdin.write(line.encode())
+        running.process.stdin.flush()
+
+    def test_answers_by_hand(self):
+        _, url = self.bus()
+        subscriber = self.subscriber("a.*", "--from", url, "--group", "g", "--ack", "manual",
+                                     stdin=subprocess.PIPE)
+        for number, (line, status, reason) in enumerate([
+                ("ack\n", 0, ""), ("ack 2\n", 0, ""), ("nack out of stock\n", 1, "out of stock"),
+                ("nack 4 5s later\n", 1, "later"), ("reject no such order\n", 1, "no such order"),
+                ("what?\nack 1\nreject 6\n", 1, "refused")], 1):
+            publisher = self.start("publish", "a.b", str(number), "--to", url)
+            subscriber.wait_for(lambda: f"\n{number}\t" in "\n" + subscriber.stdout(), f"event {number}")
+            self.assertIsNone(publisher.process.poll())
+            self.says(subscriber, line)
+            self.assertEqual(publisher.process.wait(DEADLINE_S), status, line + publisher.stderr())
+            self.assertIn(reason, publisher.stderr())
+        self.assertIn("'what?' is not understood", subscriber.stderr())
+        self.assertIn("no event 1 waits", subscriber.stderr())
+        subscriber.process.stdin.close()
+        self.assertEqual(subscriber.process.wait(DEADLINE_S), 0)
+
+    def test_answers_that_were_written_before(self):
+        _, url = self.bus()
+        answers = self.folder / "answers"
+        answers.write_text("ack\n\nnack 2 1s busy\nack 3")
+        with answers.open() as stdin:
+            subscriber = self.subscriber("a.*", "--from", url, "--group", "g", "--ack", "manual", "--json",
+                                         "--count", "3", stdin=stdin)
+        self.ie("publish", "a.b", "1", "--to", url)
+        self.ie("publish", "a.b", "2", "--to", url, code=1)
+        self.assertIn("busy", self.err)
+        self.ie("publish", "a.b", "3", "--to", url)
+        self.assertEqual(subscriber.process.wait(DEADLINE_S), 0)
+        got = [json.loads(line) for line in subscriber.stdout().splitlines()]
+        self.assertEqual([(event["number"], event["event"]["data"]) for event in got], [(1, 1), (2, 2), (3, 3)])
+
+    def test_yes_acknowledges_everything(self):
+        _, url = self.bus()
+        with subprocess.Popen(["yes", "ack"], stdout=subprocess.PIPE) as yes:
+            subscriber = self.subscriber("a.*", "--from", url, "--group", "g", "--ack", "manual", "--credit", "10",
+                                         "--count", "20", stdin=yes.stdout)
+            yes.stdout.close()
+            for number in range(20):
+                self.ie("publish", "a.b", str(number), "--to", url)
+            self.assertEqual(subscriber.process.wait(DEADLINE_S), 0)
+        self.assertEqual(len(subscriber.stdout().splitlines()), 20)
+
+    def test_subscriptions_that_make_no_sense(self):
+        for words, said in ((("--from-start",), "--from-start goes with --group"),
+                            (("--selection", "hash"), "--selection goes with --group"),
+                            (("--ephemeral",), "--ephemeral goes with --group"),
+                            (("--group", "g", "--selection", "best"), "none of round-robin"),
+                            (("--group", "g", "--since", "yesterday"), "neither a time"),
+                            (("--group", "g", "--since", "1h", "--position", "3"), "exclude each other"),
+                            (("--group", "g", "--ephemeral", "--from-start"), "no place in the log"),
+                            (("--group", "g", "--position", "0"), "--position"),
+                            (("--ack", "maybe"), "neither auto nor manual"),
+                            (("--credit", "0"), "--credit")):
+            self.ie("subscribe", "a.b", *words, code=2)
+            self.assertIn(said, self.err)
 
 
 if __name__ == "__main__":
