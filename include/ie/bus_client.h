@@ -329,16 +329,20 @@ typedef void (*ie_bus_reply_fn)(void *user, const ie_bus_reply *reply);
  * Ask a topic. The question goes to one responder (answers_max 1) or to all that serve the topic,
  * a group counting as one; answers go to the asker only.
  *
- * @param question     its topic and data are asked; borrowed for the call.
+ * @param question     borrowed for the call; goes out as it is, nothing is filled in. Its topic may
+ *                     be one of the bus's own, "$bus.status".
  * @param timeout_ms   1 or more: the end comes at this time at the latest.
  * @param answers_max  end after so many; 0: all there are.
  * @param[out] id      may be NULL; for ie_bus_client_query_cancel().
  *
- * The end's status: IE_OK (at least one answer came); IE_ENOTFOUND at once (nobody serves the
- * topic); IE_ETIMEDOUT; IE_EHANDLER (whom we asked declined: reason); IE_EUNREACHABLE (connection
- * lost, or not connected: queries do not wait); IE_EDENIED; IE_ELIMIT; IE_ECLOSED.
- * @return IE_OK (the end will come), IE_EINVAL, IE_ETOOBIG, IE_EUNREACHABLE, IE_ELIMIT, IE_ECLOSED
- *         or IE_ENOMEM (it will not).
+ * The end's status: IE_OK (at least one answer came; with several wanted, code tells whether the
+ * deadline cut them short); IE_ENOTFOUND at once (nobody serves the topic); IE_ETIMEDOUT;
+ * IE_EHANDLER (whom we asked declined, or went away: reason); IE_EUNREACHABLE (connection lost);
+ * IE_EDENIED; IE_ELIMIT (of the bus, or whoever serves the topic is too far behind); IE_ECLOSED
+ * (cancelled, or the client closes).
+ * @return IE_OK (the end will come), IE_EINVAL, IE_ETOOBIG, IE_EUNREACHABLE (not connected: queries
+ *         do not wait), IE_ENOTSUP (the bus takes no queries), IE_ELIMIT (publish_queue_max or
+ *         publish_queue_bytes_max queries are open), IE_ECLOSED or IE_ENOMEM (it will not).
  * Threads: any, handlers too. Blocks: no.
  */
 IE_API ie_status ie_bus_client_query(ie_bus_client *client, const ie_event *question,
@@ -351,7 +355,7 @@ IE_API ie_status ie_bus_client_query(ie_bus_client *client, const ie_event *ques
 IE_API ie_status ie_bus_client_query_cancel(ie_bus_client *client, uint32_t id);
 
 /**
- * Ask and wait for the first answer.
+ * Ask and wait for the first answer. Data that is not JSON goes as application/octet-stream.
  *
  * @param[out] answer  its data, transferred: release with ie_buffer_fini(). Untouched on failure.
  * @return as the end of ie_bus_client_query(); IE_ESTATE on the client's own thread (inside a
@@ -370,7 +374,7 @@ typedef void (*ie_bus_question_fn)(void *user, const ie_event *question, uint64_
 
 /**
  * Serve queries of a topic pattern. Needs no connection, as ie_bus_client_subscribe(); ended by
- * ie_bus_client_unsubscribe().
+ * ie_bus_client_unsubscribe(); what was asked before that may still be answered.
  *
  * @param group  responders that share the questions (one is asked, in turn); NULL: none.
  */
@@ -383,7 +387,8 @@ IE_API ie_status ie_bus_client_serve(ie_bus_client *client, const char *pattern,
  * question.
  *
  * @return IE_OK; IE_ENOTFOUND (answered before, too late, or its asker is gone); IE_EINVAL;
- *         IE_ETOOBIG; IE_ECLOSED; IE_ENOMEM.
+ *         IE_ETOOBIG; IE_ELIMIT (publish_queue_bytes_max of answers wait to be sent); IE_ECLOSED;
+ *         IE_ENOMEM. Only the first two end the question.
  * Threads: any. Blocks: no.
  */
 IE_API ie_status ie_bus_client_answer(ie_bus_client *client, uint64_t token, const ie_event *answer,

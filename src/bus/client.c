@@ -102,6 +102,7 @@ client_free(ie_bus_client *client)
     ie__client_dispatch_fini(client);
     ie__client_subs_free(client);
     ie__client_replies_fini(client);
+    ie__client_queries_free(client);
     ie__net_free(&client->net);
     ie__framer_fini(&client->framer);
     ie_buffer_fini(&client->submitted.frames);
@@ -153,6 +154,7 @@ client_start(ie_bus_client *client, ie_error *err)
         return ie_error_set(err, IE_EIO, "cannot make an event loop: out of file descriptors?");
     (void)uv_timer_init(&client->loop, &client->timer);
     (void)uv_timer_init(&client->loop, &client->close_timer);
+    (void)ie__client_queries_init(client);
     client->timer.data = client->close_timer.data = client->async.data = client;
     if (uv_async_init(&client->loop, &client->async, ie__client_on_async) == 0) {
         client->async.data = client;
@@ -165,6 +167,7 @@ client_start(ie_bus_client *client, ie_error *err)
     }
     uv_close((uv_handle_t *)&client->timer, NULL);
     uv_close((uv_handle_t *)&client->close_timer, NULL);
+    uv_close((uv_handle_t *)&client->queries.timer, NULL);
     (void)uv_run(&client->loop, UV_RUN_DEFAULT);
     (void)uv_loop_close(&client->loop);
     return ie_error_set(err, IE_EIO, "cannot start the client's thread");

@@ -88,6 +88,9 @@ on_goodbye(ie_bus_client *client, const ie__frame *frame)
         return IE_ECLOSED;
     }
     ie__client_why(client, IE_EUNREACHABLE, reason.code, reason.text);
+    client_lock(client);
+    ie__client_queries_shut(client);
+    client_unlock(client);
     client->phase = PHASE_LEAVING; /* answers to what was sent still come */
     ie__stream_touch(client->stream);
     return IE_OK;
@@ -105,6 +108,10 @@ static const struct {
     {IE__DELIVER, PHASE_OPEN, PHASE_LEAVING, ie__client_on_deliver},
     {IE__DELIVER_ACK, PHASE_OPEN, PHASE_LEAVING, ie__client_on_deliver},
     {IE__DELIVER_LOG, PHASE_OPEN, PHASE_LEAVING, ie__client_on_deliver},
+    {IE__ANSWER, PHASE_OPEN, PHASE_LEAVING, ie__client_on_answer},
+    {IE__QUERY_END, PHASE_OPEN, PHASE_LEAVING, ie__client_on_query_end},
+    {IE__ASK, PHASE_OPEN, PHASE_LEAVING, ie__client_on_ask},
+    {IE__WITHDRAW, PHASE_OPEN, PHASE_LEAVING, ie__client_on_withdraw},
     {IE__PUBACK, PHASE_OPEN, PHASE_LEAVING, ie__client_on_puback},
     {IE__PUBNACK, PHASE_OPEN, PHASE_LEAVING, ie__client_on_pubnack},
     {IE__PING, PHASE_OPEN, PHASE_LEAVING, on_ping},

@@ -74,7 +74,7 @@ send_hello(ie_bus_client *client)
     ie__greeting_put(greeting, IE__SP_EB2_CLIENT);
     ie__client_write(client, greeting, sizeof greeting);
     ie__build_begin(&b, &buffer, IE__HELLO, 0);
-    ie__build_u32(&b, IE__F_CAPABILITIES, 0);
+    ie__build_u32(&b, IE__F_CAPABILITIES, IE__CAP_QUERIES);
     ie__build_text(&b, IE__F_NAME, client->name);
     ie__build_u32(&b, IE__F_MESSAGE_BYTES, IE__MESSAGE_MAX);
     ie__build_u32(&b, IE__F_PING_MS, client->options.ping_interval_ms);
@@ -90,6 +90,7 @@ client_say_goodbye(ie_bus_client *client)
         return;
     ie__client_replies_write(client);
     ie__client_acks_flush(client, &client->by);
+    ie__client_talk(client);
     client->said_goodbye = true;
     ie__client_write(client, frame,
                      ie__reason_frame(frame, IE__GOODBYE, 0, IE_BUS_CODE_DONE, "goodbye"));
@@ -111,10 +112,12 @@ client_end(ie_bus_client *client)
         (void)uv_cancel((uv_req_t *)&client->resolve);
     ie__client_take(client);
     ie__client_flight_fail_all(client, IE_ECLOSED, "the client was closed");
+    ie__client_queries_lost(client, IE_ECLOSED, "the client was closed");
     client_state_set(client, IE_BUS_CLOSED, 0);
     ie__net_fini(&client->net);
     uv_close((uv_handle_t *)&client->timer, NULL);
     uv_close((uv_handle_t *)&client->close_timer, NULL);
+    uv_close((uv_handle_t *)&client->queries.timer, NULL);
     uv_close((uv_handle_t *)&client->async, NULL);
 }
 
@@ -131,6 +134,7 @@ client_check_done(ie_bus_client *client)
     bool is_closing;
     bool is_done;
     bool may_leave; /* handlers are at rest */
+    bool has_queries;
 
     if (client->is_ended)
         return;
@@ -138,13 +142,14 @@ client_check_done(ie_bus_client *client)
     is_closing = client->is_closing;
     may_leave = client->may_leave;
     is_done = client_unanswered(client) == 0 && may_leave;
+    has_queries = !ie__client_queries_are_done(client);
     client_unlock(client);
     if (client->phase == PHASE_OPEN && is_closing && is_done)
         client_say_goodbye(client);
     else if (is_closing && is_done && client->phase < PHASE_OPEN)
         client_end(client);
     else if (client->phase == PHASE_LEAVING && !client->said_goodbye && client->flight_sent == 0 &&
-             (is_closing ? may_leave : ie__client_dispatch_is_idle(client)))
+             (is_closing ? may_leave : !has_queries && ie__client_dispatch_is_idle(client)))
         client_say_goodbye(client); /* the server wants us to go, and all answers are in */
 }
 
@@ -207,6 +212,7 @@ client_lost(ie_bus_client *client)
     atomic_store(&client->connection, atomic_load(&client->connection) + 1);
     ie__client_replies_forget(client);
     ie__client_subs_forget(client);
+    ie__client_queries_shut(client);
     is_closing = client->is_closing && !client_is_owing(client);
     client_unlock(client);
     if (is_closing) { /* nothing that another connection could help */
@@ -220,6 +226,7 @@ client_lost(ie_bus_client *client)
     client_state_set(client, client->was_refused ? IE_BUS_REFUSED : IE_BUS_RECONNECTING,
                      (uint32_t)delay);
     ie__client_flight_lost(client);
+    ie__client_queries_lost(client, IE_EUNREACHABLE, client->why);
     if ((client->options.flags & IE_BUS_CLIENT_FAIL_OFFLINE) != 0) {
         ie__client_take(client);
         ie__client_flight_fail_all(client, IE_EUNREACHABLE, client->why);
@@ -290,12 +297,14 @@ before_flush(void *owner)
     ie_bus_client *client = owner;
 
     ie__client_acks_flush(client, &client->by);
+    ie__client_talk(client);
     client_check_done(client);
 }
 
 static void
 on_drained(void *owner)
 {
+    ie__client_talk(owner);
     ie__client_send(owner);
 }
 
@@ -455,6 +464,7 @@ ie__client_opened(ie_bus_client *client, uint32_t data_bytes_max)
     client_lock(client);
     client->data_bytes_max = data_bytes_max;
     ie__client_subs_ask(client);
+    ie__client_queries_open(client);
     client_unlock(client);
     client_state_set(client, IE_BUS_CONNECTED, 0);
     ie__client_take(client);
@@ -504,9 +514,11 @@ ie__client_on_async(uv_async_t *async)
     ie__client_replies_write(client);
     ie__client_dispatch_resume(client);
     ie__client_subs_sync(client);
+    ie__client_talk(client);
     ie__client_take(client);
     on_publishes(client);
     if (is_closing) {
+        ie__client_queries_end(client, IE_ECLOSED, "the client was closed");
         if (!uv_is_active((uv_handle_t *)&client->close_timer))
             (void)uv_timer_start(&client->close_timer, on_close_timeout,
                                  client->options.close_timeout_ms, 0);

@@ -13,6 +13,8 @@
 #include "address.h"
 #include "client.h"
 #include "core.h"
+#include "deadlines.h"
+#include "numbers.h"
 #include "stream.h"
 #include "wire.h"
 
@@ -158,6 +160,24 @@ typedef struct queue {
     bool            has_thread;
 } queue;
 
+/* Questions of this client, and to it (client_query.c). */
+typedef struct client_queries {
+    /* under the mutex */
+    ie_buffer     talk;      /* frames of all threads, for the connection that is open */
+    ie__numbers   asked;     /* by us, and not ended */
+    ie__numbers   questions; /* put to us, and not answered */
+    ie__deadlines deadlines;
+    struct query *cancelled; /* to be ended by the loop */
+    uint64_t      bytes;     /* of what is asked */
+    int64_t       armed_ms;  /* when the timer fires; 0: it does not */
+    uint32_t      number;    /* of the last that was asked */
+    bool          is_open;   /* the connection takes queries now */
+    bool          is_served; /* ... if it ever does */
+    /* the loop's own */
+    ie_buffer  spare;
+    uv_timer_t timer;
+} client_queries;
+
 typedef enum phase {
     PHASE_IDLE,       /* no connection, a timer runs */
     PHASE_CONNECTING, /* name, TCP */
@@ -203,9 +223,10 @@ struct ie_bus_client {
     size_t          reply_count;
     size_t          reply_max;
 
-    atomic_uint connection; /* changes when one is lost; written by the loop, mutex held */
-    atomic_uint waiters;    /* threads that wait for an answer */
-    queue       queue;
+    client_queries queries;
+    atomic_uint    connection; /* changes when one is lost; written by the loop, mutex held */
+    atomic_uint    waiters;    /* threads that wait for an answer */
+    queue          queue;
 
     /* -- written by the loop alone, read by all; in a cache line that callers do not write -- */
     char             apart[64];
@@ -376,6 +397,26 @@ void ie__client_replies_write(ie_bus_client *client);
 /* With the mutex held: the connection is gone, and so is what could be answered. */
 void ie__client_replies_forget(ie_bus_client *client);
 void ie__client_replies_fini(ie_bus_client *client);
+
+/* ---- questions (client_query.c) ---- */
+ie_status ie__client_queries_init(ie_bus_client *client);
+/* With the mutex held: a connection takes queries; takes no more; has nothing left to wait for. */
+void ie__client_queries_open(ie_bus_client *client);
+void ie__client_queries_shut(ie_bus_client *client);
+bool ie__client_queries_are_done(const ie_bus_client *client);
+/* With the mutex held, on the loop: what no handler of this subscription has seen is declined. */
+void ie__client_questions_drop(ie_bus_client *client, uint32_t owner);
+/* On the loop: every query of ours ends. */
+void ie__client_queries_end(ie_bus_client *client, ie_status status, const char *reason);
+/* On the loop: the connection is gone; as end, and questions to us are forgotten. */
+void ie__client_queries_lost(ie_bus_client *client, ie_status status, const char *reason);
+void ie__client_queries_free(ie_bus_client *client);
+/* On the loop: write what other threads, and handlers, have said. */
+void      ie__client_talk(ie_bus_client *client);
+ie_status ie__client_on_answer(ie_bus_client *client, const ie__frame *frame);
+ie_status ie__client_on_query_end(ie_bus_client *client, const ie__frame *frame);
+ie_status ie__client_on_ask(ie_bus_client *client, const ie__frame *frame);
+ie_status ie__client_on_withdraw(ie_bus_client *client, const ie__frame *frame);
 
 /* ---- what was handed out (client_tokens.c); with the mutex held ---- */
 ie_status ie__tokens_add(tokens *set, uint32_t number, uint32_t owner);

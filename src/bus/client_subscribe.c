@@ -107,6 +107,7 @@ ie__client_subs_sync(ie_bus_client *client)
 
         if (sub->is_removed) {
             ie__tokens_drop(&client->tokens, sub->id);
+            ie__client_questions_drop(client, sub->id);
             *link = sub->next;
             sub->next = gone;
             gone = sub;

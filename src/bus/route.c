@@ -4,7 +4,7 @@
  * Invariant: a held publish is counted once for each group that has not answered, and each of
  * those has one of its items.
  */
-#include "server.h"
+#include "query.h"
 
 #include "eb1.h"
 
@@ -275,10 +275,18 @@ subscribe_check(const ie__conn *conn, uint32_t id, const subscribe_request *requ
             return IE_BUS_CODE_EXISTS;
         }
     }
+    if (ie__query_has_responder(conn, id)) {
+        (void)ie_error_set(err, IE_EEXIST, "subscription %u exists", id);
+        return IE_BUS_CODE_EXISTS;
+    }
+    if (request->pattern[0] == '$') {
+        (void)ie_error_set(err, IE_EDENIED, "names that begin with '$' are the bus's own");
+        return IE_BUS_CODE_DENIED;
+    }
     if (ie_pattern_check(request->pattern, err) != IE_OK ||
         (request->group[0] != '\0' && ie_topic_check(request->group, err) != IE_OK))
         return IE_BUS_CODE_INVALID;
-    if ((request->flags & ~IE__SUBSCRIBE_FLAGS) != 0) {
+    if ((request->flags & ~IE__SUBSCRIBE_FLAGS) != 0 && request->flags != IE__SUBSCRIBE_ANSWERS) {
         (void)ie_error_set(err, IE_ENOTSUP, "unknown flags %x", request->flags);
         return IE_BUS_CODE_UNSUPPORTED;
     }
@@ -346,6 +354,10 @@ ie__route_subscribe(ie__conn *conn, const ie__frame *frame)
     if (subscribe_parse(&request, frame) != IE_OK)
         return IE_EPROTO;
     code = subscribe_check(conn, frame->number, &request, &err);
+    if (code == IE_BUS_CODE_NONE && request.flags == IE__SUBSCRIBE_ANSWERS) {
+        ie__query_serve(conn, frame->number, request.pattern, request.group, request.credit);
+        return IE_OK;
+    }
     if (code == IE_BUS_CODE_NONE && (sub = ie__calloc(1, sizeof *sub)) == NULL) {
         code = IE_BUS_CODE_MEMORY;
         (void)ie_error_set(&err, IE_ENOMEM, "no memory for a subscription");
@@ -513,6 +525,9 @@ ie__route_publish(ie__conn *conn, const ie__frame *frame)
                : status == IE_ENOTSUP ? IE_BUS_CODE_UNSUPPORTED
                : status == IE_ENOMEM  ? IE_BUS_CODE_MEMORY
                                       : IE_BUS_CODE_INVALID;
+        if (code == IE_BUS_CODE_INVALID && server->record.topic.bytes != NULL &&
+            server->record.topic.bytes[0] == '$')
+            code = IE_BUS_CODE_DENIED; /* a topic of the bus's own */
         ie__conn_pubnack(conn, frame->number, code, err.message);
         return;
     }

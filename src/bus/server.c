@@ -7,9 +7,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "reload.h"
 #include "eb1.h"
-#include "server.h"
+#include "query.h"
+#include "reload.h"
 #include "settings.h"
 
 #define BACKLOG       1024
@@ -171,6 +171,7 @@ server_finish(ie_bus_server *server)
         ie__conn_end(server->conns);
     }
     ie__net_fini(&server->net);
+    ie__queries_finish(server);
     uv_close((uv_handle_t *)&server->tick, NULL);
     uv_close((uv_handle_t *)&server->drain, NULL);
     uv_close((uv_handle_t *)&server->accept_timer, NULL);
@@ -186,7 +187,7 @@ server_on_drained(uv_timer_t *timer)
 static bool
 is_subscriber(const ie__conn *conn)
 {
-    return conn->subs != NULL || conn->eb1 != NULL;
+    return conn->sub_count != 0 || conn->eb1 != NULL;
 }
 
 /* Publishers leave first: as long as they wait for answers, subscribers are needed. */
@@ -215,7 +216,7 @@ server_on_half_drained(uv_timer_t *timer)
 static void
 server_check_drained(ie_bus_server *server)
 {
-    bool only_subscribers = server->held_count == 0;
+    bool only_subscribers = server->held_count == 0 && server->queries.count == 0;
 
     for (ie__conn *conn = server->conns; conn != NULL && only_subscribers; conn = conn->next)
         only_subscribers = is_subscriber(conn);
@@ -272,7 +273,9 @@ server_end_of_turn(void *user)
     server->stats.groups = server->group_count;
     server->stats.out_bytes = server->net.pending_bytes;
     server->stats.held_events = server->held_count;
-    server->stats.memory_bytes = server->net.memory_bytes + server->held_bytes;
+    server->stats.memory_bytes =
+        server->net.memory_bytes + server->held_bytes + server->queries.bytes;
+    server->stats.queries_now = server->queries.count;
     server->stats.bytes_in = server->net.bytes_in;
     server->stats.bytes_out = server->net.bytes_out;
     (void)pthread_mutex_lock(&server->mutex);
@@ -332,6 +335,7 @@ server_free(ie_bus_server *server)
     ie__net_free(&server->net);
     ie__eb1_free(server);
     ie__topics_free(server->topics);
+    ie__queries_free(server);
     ie__free(server->groups);
     ie__free(server->name);
     (void)pthread_cond_destroy(&server->reloaded);
@@ -409,7 +413,8 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     server->topics = ie__topics_new();
     server->group_buckets = GROUP_BUCKETS;
     server->groups = ie__calloc(GROUP_BUCKETS, sizeof(ie__group *));
-    if (server->name == NULL || server->topics == NULL || server->groups == NULL)
+    if (server->name == NULL || server->topics == NULL || server->groups == NULL ||
+        ie__queries_init(server) != IE_OK)
         status = ie_error_set(err, IE_ENOMEM, "no memory for a bus");
     else
         status = server_make_loop(server, err);
@@ -421,6 +426,8 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     (void)uv_timer_init(&server->loop, &server->tick);
     (void)uv_timer_init(&server->loop, &server->drain);
     (void)uv_timer_init(&server->loop, &server->accept_timer);
+    (void)uv_timer_init(&server->loop, &server->queries.timer);
+    server->queries.timer.data = server;
     server->async.data = server->tick.data = server->drain.data = server;
     server->net.end_of_turn = server_end_of_turn;
     server->net.user = server;

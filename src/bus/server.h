@@ -11,7 +11,9 @@
 #include <pthread.h>
 
 #include "core.h"
+#include "deadlines.h"
 #include "group.h"
+#include "numbers.h"
 #include "stream.h"
 #include "topics.h"
 #include "wire.h"
@@ -22,6 +24,22 @@
 typedef struct ie__held    ie__held;
 typedef struct ie__eb1     ie__eb1;
 typedef struct ie__eb1_bus ie__eb1_bus;
+
+/* Questions and answers: query.c. */
+typedef struct ie__query     ie__query;
+typedef struct ie__panel     ie__panel;
+typedef struct ie__responder ie__responder;
+
+typedef struct ie__queries {
+    ie__topics   *topics; /* who serves what; events never meet responders */
+    ie__panel   **panels; /* by name and pattern */
+    ie__deadlines deadlines;
+    uv_timer_t    timer;
+    int64_t       armed_ms; /* when the timer fires; 0: it does not */
+    uint64_t      bytes;
+    uint32_t      count;
+    uint32_t      turn;
+} ie__queries;
 
 /* A publish whose answer waits for acknowledgements. */
 struct ie__held {
@@ -82,8 +100,13 @@ struct ie__conn {
     size_t         delivery_count;
     size_t         delivery_max;   /* a power of two, or 0 */
     uint32_t       delivery_first; /* number of the one at the head */
+    ie__responder *responders;
+    ie__numbers    queries;      /* that it asks, by its numbers */
+    ie__numbers    asks;         /* that it was asked, by ours */
+    uint32_t       ask_number;   /* the last */
+    uint32_t       capabilities; /* of those that it showed, ours */
     uint32_t       held_count;
-    uint32_t       sub_count;
+    uint32_t       sub_count; /* responders, too */
     uint32_t       run_count;
     uint32_t       pings; /* sent since something was heard */
     uint32_t       end_code;
@@ -156,6 +179,7 @@ struct ie_bus_server {
     ie__eb1_bus          *eb1;    /* NULL before the first eb/1 client */
     ie__group           **groups; /* by name and pattern */
     size_t                group_buckets;
+    ie__queries           queries;
     ie__record            record; /* the publish in hand */
     ie_bus_server_stats   stats;  /* the thread's own */
     uint32_t              drain_ms;

@@ -1,5 +1,5 @@
 /* One connection of the server: greeting, hello, frames, clocks, end. */
-#include "server.h"
+#include "query.h"
 
 #include "eb1.h"
 
@@ -107,7 +107,7 @@ conn_send_welcome(ie__conn *conn)
     ie__builder                  b;
 
     ie__build_begin(&b, &buffer, IE__WELCOME, 0);
-    ie__build_u32(&b, IE__F_CAPABILITIES, 0);
+    ie__build_u32(&b, IE__F_CAPABILITIES, conn->capabilities);
     ie__build_text(&b, IE__F_NAME, conn->server->name);
     ie__build_u32(&b, IE__F_MESSAGE_BYTES, options->data_bytes_max + IE__RECORD_OVERHEAD_MAX);
     ie__build_u32(&b, IE__F_PING_MS, options->ping_interval_ms);
@@ -190,6 +190,7 @@ ie__conn_end(ie__conn *conn)
     conn_count_end(conn);
     conn_log_end(conn);
     ie__route_leave(conn);
+    ie__query_leave(conn);
     if (conn->eb1 != NULL) {
         ie__eb1_end(conn);
     } else if (conn->end_code == IE_BUS_CODE_NONE || !conn->may_speak) {
@@ -287,11 +288,14 @@ on_hello(ie__conn *conn, const ie__frame *frame)
     char                 name[IE_BUS_NAME_BYTES_MAX + 1] = "";
     ie__field            field;
     ie_status            status;
-    uint32_t             number;
+    uint32_t             number = 0;
 
     while ((status = ie__field_next(&field, &at, end)) == IE_OK) {
         switch (field.tag) {
         case IE__F_CAPABILITIES:
+            status = ie__field_u32(&number, &field);
+            conn->capabilities = number & IE__CAP_QUERIES;
+            break;
         case IE__F_MESSAGE_BYTES:
         case IE__F_PING_MS: status = ie__field_u32(&number, &field); break;
         case IE__F_NAME: status = ie__field_text(name, IE_BUS_NAME_BYTES_MAX, &field); break;
@@ -345,7 +349,8 @@ on_unsubscribe(ie__conn *conn, const ie__frame *frame)
 {
     unsigned char answer[IE__PREFIX_BYTES];
 
-    ie__route_unsubscribe(conn, frame->number);
+    if (!ie__query_unserve(conn, frame->number))
+        ie__route_unsubscribe(conn, frame->number);
     ie__frame_prefix(answer, IE__UNSUBSCRIBED, frame->number, 0);
     conn_write(conn, answer, sizeof answer);
     return IE_OK;
@@ -425,6 +430,27 @@ on_error(ie__conn *conn, const ie__frame *frame)
     return IE_ECLOSED;
 }
 
+static ie_status
+on_query(ie__conn *conn, const ie__frame *frame)
+{
+    return ie__query_on_query(conn, frame) == IE_OK ? IE_OK
+                                                    : conn_broken(conn, "a malformed query");
+}
+
+static ie_status
+on_query_cancel(ie__conn *conn, const ie__frame *frame)
+{
+    return ie__query_on_cancel(conn, frame) == IE_OK ? IE_OK
+                                                     : conn_broken(conn, "a malformed cancel");
+}
+
+static ie_status
+on_decline(ie__conn *conn, const ie__frame *frame)
+{
+    return ie__query_on_decline(conn, frame) == IE_OK ? IE_OK
+                                                      : conn_broken(conn, "a malformed decline");
+}
+
 typedef ie_status (*frame_fn)(ie__conn *conn, const ie__frame *frame);
 
 /* Which frames a client may send, and when. */
@@ -433,11 +459,20 @@ static const struct {
     ie__conn_state state;
     frame_fn       handle;
 } FRAMES[] = {
-    {IE__PUBLISH, IE__CONN_OPEN, on_publish},     {IE__ACK, IE__CONN_OPEN, on_ack},
-    {IE__NACK, IE__CONN_OPEN, on_nack},           {IE__NACK_LATER, IE__CONN_OPEN, on_nack_later},
-    {IE__PING, IE__CONN_OPEN, on_ping},           {IE__PONG, IE__CONN_OPEN, on_pong},
-    {IE__SUBSCRIBE, IE__CONN_OPEN, on_subscribe}, {IE__UNSUBSCRIBE, IE__CONN_OPEN, on_unsubscribe},
-    {IE__GOODBYE, IE__CONN_OPEN, on_goodbye},     {IE__ERROR, IE__CONN_OPEN, on_error},
+    {IE__QUERY, IE__CONN_OPEN, on_query},
+    {IE__REPLY, IE__CONN_OPEN, ie__query_on_reply},
+    {IE__DECLINE, IE__CONN_OPEN, on_decline},
+    {IE__QUERY_CANCEL, IE__CONN_OPEN, on_query_cancel},
+    {IE__PUBLISH, IE__CONN_OPEN, on_publish},
+    {IE__ACK, IE__CONN_OPEN, on_ack},
+    {IE__NACK, IE__CONN_OPEN, on_nack},
+    {IE__NACK_LATER, IE__CONN_OPEN, on_nack_later},
+    {IE__PING, IE__CONN_OPEN, on_ping},
+    {IE__PONG, IE__CONN_OPEN, on_pong},
+    {IE__SUBSCRIBE, IE__CONN_OPEN, on_subscribe},
+    {IE__UNSUBSCRIBE, IE__CONN_OPEN, on_unsubscribe},
+    {IE__GOODBYE, IE__CONN_OPEN, on_goodbye},
+    {IE__ERROR, IE__CONN_OPEN, on_error},
     {IE__HELLO, IE__CONN_HELLO, on_hello},
 };
 
