@@ -3,6 +3,7 @@
 #include "socket_bus.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -41,11 +42,14 @@ struct bus_publisher {
     size_t          queue_count;
     size_t          queue_max;  /* a power of two, or 0 */
     bool            is_sending; /* somebody empties the queue: order needs that to be one */
+    atomic_bool     was_told;   /* that this bus does not store */
 };
 
 /* ---- verdicts ------------------------------------------------------------------------------- */
 
-/* What the bus said, by its code. What is not here can only be tried again. */
+/* What the bus said, by its code. What is not here can only be tried again. What an operator has to
+ * mend (rights, credentials, a full disk) spends nothing: it would turn good events into dead
+ * letters. */
 static const struct {
     ie_bus_code code;
     ie_verdict  verdict;
@@ -56,6 +60,8 @@ static const struct {
     {IE_BUS_CODE_UNAVAILABLE, IE_UNREACHABLE},    {IE_BUS_CODE_HANDLER, IE_RETRY},
     {IE_BUS_CODE_ACK_TIMEOUT, IE_RETRY},          {IE_BUS_CODE_TOO_BIG, IE_REJECTED},
     {IE_BUS_CODE_INVALID, IE_REJECTED},           {IE_BUS_CODE_REJECTED, IE_REJECTED},
+    {IE_BUS_CODE_STORAGE, IE_UNREACHABLE},        {IE_BUS_CODE_FULL, IE_UNREACHABLE},
+    {IE_BUS_CODE_DENIED, IE_UNREACHABLE},         {IE_BUS_CODE_CREDENTIALS, IE_UNREACHABLE},
 };
 
 static ie_verdict
@@ -93,6 +99,10 @@ bus_on_answer(void *user, const ie_bus_answer *answer)
     const uint64_t ticket = used->ticket;
 
     slot_release(self, used);
+    if (answer->status == IE_OK && !answer->stored &&
+        (self->flags & IE_BUS_PUBLISH_PERSISTENT) != 0 && !atomic_exchange(&self->was_told, true))
+        ie_publisher_log(self->env, IE_LOG_INFO,
+                         "the bus has no storage for these events: they reach who is connected");
     ie_report(self->env, ticket, verdict_of(answer->status, answer->code),
               answer->status == IE_OK ? NULL : answer->reason);
     bus_send(self);
@@ -132,10 +142,15 @@ bus_send(bus_publisher *self)
     self->is_sending = self->is_sending || is_mine;
     (void)pthread_mutex_unlock(&self->mutex);
     while (is_mine && (taken = queue_take(self, &next)) != NULL) {
-        ie_error        err = IE_ERROR_INIT;
-        const ie_status status = ie_bus_client_publish(self->client, next.event, self->flags,
-                                                       bus_on_answer, taken, &err);
+        ie_error  err = IE_ERROR_INIT;
+        ie_status status;
 
+        /* The bus would say "not allowed", which for any other topic is worth waiting for. */
+        if (next.event->topic[0] == '$')
+            status = ie_error_set(&err, IE_EINVAL, "topics that begin with $ are the bus's own");
+        else
+            status = ie_bus_client_publish(self->client, next.event, self->flags, bus_on_answer,
+                                           taken, &err);
         if (status == IE_OK)
             continue;
         slot_release(self, taken);
@@ -193,6 +208,8 @@ bus_on_status(void *user, const ie_bus_client_status *status)
 {
     bus_publisher *self = user;
 
+    if (status->state == IE_BUS_CONNECTED)
+        atomic_store(&self->was_told, false); /* it may be another bus now */
     if (status->state == IE_BUS_CONNECTED)
         ie_publisher_log(self->env, IE_LOG_INFO, "connected to the bus");
     else if (status->attempts == 1 && status->state != IE_BUS_CLOSED)

@@ -431,6 +431,9 @@ on_heartbeat(uv_timer_t *timer)
     client_lock(client);
     client->is_commanded = true; /* look at everything */
     client_unlock(client);
+    client_lock(client);
+    client->is_commanded = true; /* to look at all of it */
+    client_unlock(client);
     ie__client_on_async(&client->async);
     if (client->stream == NULL || client->phase < PHASE_OPEN)
         return;

@@ -268,6 +268,66 @@ START_TEST(each_answer_has_its_verdict)
 }
 END_TEST
 
+START_TEST(what_an_operator_mends_spends_nothing)
+{
+    static const struct {
+        uint32_t   code;
+        ie_verdict verdict;
+    } CASES[] = {
+        {IE_BUS_CODE_STORAGE, IE_UNREACHABLE},     {IE_BUS_CODE_FULL, IE_UNREACHABLE},
+        {IE_BUS_CODE_DENIED, IE_UNREACHABLE},      {IE_BUS_CODE_CREDENTIALS, IE_UNREACHABLE},
+        {IE_BUS_CODE_LIMIT, IE_UNREACHABLE},       {IE_BUS_CODE_MEMORY, IE_UNREACHABLE},
+        {IE_BUS_CODE_ACK_TIMEOUT, IE_RETRY},       {IE_BUS_CODE_HANDLER, IE_RETRY},
+        {IE_BUS_CODE_TOO_BIG, IE_REJECTED},        {IE_BUS_CODE_INVALID, IE_REJECTED},
+        {60000 /* of a later version */, IE_RETRY}};
+    char             url[64];
+    const int        listener = fake_bus_listen(url);
+    verdicts         v = {0};
+    ie_publisher_env env = {.report = note_verdict, .user = &v, .name = "test"};
+    void            *self = publisher_open(url, &env);
+    const int        fd = fake_bus_accept(listener, IE__CAP_STORAGE);
+
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        const unsigned long before = atomic_load(&v.counts[CASES[i].verdict]);
+        unsigned char       refusal[IE__REASON_FRAME_MAX];
+        ie__frame           frame;
+
+        send_events(self, 1);
+        frame = raw_expect(fd, IE__PUBLISH);
+        ck_assert_uint_eq(ie__get32(frame.body),
+                          IE_BUS_PUBLISH_PERSISTENT | IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER);
+        raw_send(fd, refusal,
+                 ie__reason_frame(refusal, IE__PUBNACK, frame.number, CASES[i].code, "because"));
+        ck_assert(wait_for(&v.all, i + 1));
+        ck_assert_msg(atomic_load(&v.counts[CASES[i].verdict]) == before + 1, "code %u",
+                      CASES[i].code);
+        ck_assert_str_eq(v.reason, "because");
+    }
+    (void)close(fd);
+    (void)close(listener);
+    ie__publisher_socket.close(self);
+}
+END_TEST
+
+START_TEST(a_topic_of_the_bus_itself_never_will_be_published)
+{
+    ie_bus_server   *server = bus_start_default();
+    verdicts         v = {0};
+    ie_publisher_env env = {.report = note_verdict, .user = &v, .name = "test"};
+    void            *self = publisher_open(ie_bus_server_address(server, 0), &env);
+    ie_event         event = IE_EVENT_INIT;
+    ie_outgoing      one = {.event = &event, .ticket = 1, .attempt = 1};
+
+    event.topic = "$bus.status";
+    event.id = event.type = event.source = "x";
+    ie__publisher_socket.publish(self, &one, 1);
+    ck_assert(wait_for(&v.counts[IE_REJECTED], 1));
+    ck_assert_ptr_nonnull(strstr(v.reason, "$"));
+    ie__publisher_socket.close(self);
+    ie_bus_server_close(server);
+}
+END_TEST
+
 START_TEST(nobody_may_be_accepted_on_request)
 {
     ie_bus_server   *server = bus_start_default();
@@ -389,6 +449,8 @@ main(void)
     tcase_add_loop_test(tcase, it_does_what_every_publisher_must, 0,
                         (int)(sizeof ROWS / sizeof *ROWS));
     tcase_add_test(tcase, each_answer_has_its_verdict);
+    tcase_add_test(tcase, what_an_operator_mends_spends_nothing);
+    tcase_add_test(tcase, a_topic_of_the_bus_itself_never_will_be_published);
     tcase_add_test(tcase, nobody_may_be_accepted_on_request);
     tcase_add_test(tcase, a_bus_that_is_away_is_unreachable_with_its_reason_at_once);
     tcase_add_test(tcase, a_lost_connection_answers_every_ticket);
