@@ -198,6 +198,33 @@ IE_API void ie_bus_server_stats_get(ie_bus_server *server, ie_bus_server_stats *
  *  Threads: owner. Blocks: as ie_bus_server_stop(). */
 IE_API void ie_bus_server_close(ie_bus_server *server);
 
+/* ---- users_file ------------------------------------------------------------------------------- */
+
+#define IE_BUS_TOKEN_SIZE 65 /* a token and its terminator */
+
+/**
+ * Give a user of a users_file a new password; the file (0600) and the user are made when they are
+ * not there. What is stored is salted scrypt. The file is replaced whole, or stays as it was.
+ *
+ * @param user      1 to 64 letters, digits and . _ - @
+ * @param password  one line of 1 to 512 bytes; borrowed for the call.
+ * @return IE_OK; IE_EINVAL (a name, a password, a line of the file, named); IE_EDENIED (the file is
+ *         open to others); IE_EEXIST (somebody else is changing it); IE_EIO; IE_ENOMEM.
+ * Threads: any. Blocks: some 0.2 s for the hash, and on the disk.
+ */
+IE_API ie_status ie_bus_users_set_password(const char *path, const char *user, const char *password,
+                                           size_t bytes, ie_error *err);
+/**
+ * As ie_bus_users_set_password(), but a random token of 256 bits, which takes the place of the
+ * user's old one. Only its hash is stored: this is the one time to see it.
+ *
+ * @param[out] token  text; the caller wipes it. Untouched on failure.
+ */
+IE_API ie_status ie_bus_users_make_token(const char *path, const char *user,
+                                         char token[IE_BUS_TOKEN_SIZE], ie_error *err);
+/** Remove a user, password and token. IE_ENOTFOUND: there is none; else as above. */
+IE_API ie_status ie_bus_users_remove(const char *path, const char *user, ie_error *err);
+
 /* ---- configuration file --------------------------------------------------------------------- */
 
 typedef struct ie_bus_config ie_bus_config;

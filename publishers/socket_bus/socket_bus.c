@@ -234,17 +234,14 @@ typedef struct bus_options {
 } bus_options;
 
 static ie_status
-bus_parse(bus_options *out, const char *text, ie_error *err)
+bus_parse(bus_options *out, ie__url *url, const char *text, ie_error *err)
 {
-    static const char *const NAMES[] = {"require_subscriber", "persistent", "max_in_flight",
-                                        "connect_timeout_ms", NULL};
-    ie__url                 *url = ie__alloc(sizeof *url);
-    ie__address              address;
-    ie_status                status;
+    static const char *const NAMES[] = {
+        "require_subscriber", "persistent", "max_in_flight", "connect_timeout_ms", "password_file",
+        "token_file",         NULL};
+    ie__address address;
+    ie_status   status = ie__address_parse(&address, url, text, err);
 
-    if (url == NULL)
-        return ie_error_set(err, IE_ENOMEM, "no memory for a publisher");
-    status = ie__address_parse(&address, url, text, err);
     if (status == IE_OK)
         status = ie__url_known_options(url, NAMES, err);
     if (status == IE_OK)
@@ -263,17 +260,25 @@ bus_parse(bus_options *out, const char *text, ie_error *err)
             address.port = IE__ADDRESS_PORT_DEFAULT;
         ie__address_text(out->url, &address);
     }
-    ie__free(url);
     return status;
 }
 
+/* Who we are and whom we trust; what the client takes from options as well as from a URL. */
+static void
+bus_security(ie_bus_client_options *client, const ie__url *url)
+{
+    client->login = url->user;
+    client->password_file = ie__url_option_text(url, "password_file");
+    client->token_file = ie__url_option_text(url, "token_file");
+}
+
 static ie_status
-bus_open(void **opened, const char *url, ie_publisher_env *env, ie_error *err)
+bus_open_with(void **opened, ie__url *url, const char *text, ie_publisher_env *env, ie_error *err)
 {
     ie_bus_client_options client;
     bus_options           options;
     bus_publisher        *self;
-    ie_status             status = bus_parse(&options, url, err);
+    ie_status             status = bus_parse(&options, url, text, err);
 
     if (status != IE_OK)
         return status;
@@ -304,6 +309,7 @@ bus_open(void **opened, const char *url, ie_publisher_env *env, ie_error *err)
     client.publish_queue_bytes_max = UINT64_C(1) << 40;
     client.on_status = bus_on_status;
     client.user = self;
+    bus_security(&client, url);
     status = ie_bus_client_open(&self->client, &client, err);
     if (status != IE_OK) {
         bus_free(self);
@@ -311,6 +317,19 @@ bus_open(void **opened, const char *url, ie_publisher_env *env, ie_error *err)
     }
     *opened = self;
     return IE_OK;
+}
+
+static ie_status
+bus_open(void **opened, const char *text, ie_publisher_env *env, ie_error *err)
+{
+    ie__url  *url = ie__alloc(sizeof *url);
+    ie_status status;
+
+    if (url == NULL)
+        return ie_error_set(err, IE_ENOMEM, "no memory for a publisher");
+    status = bus_open_with(opened, url, text, env, err);
+    ie__free(url);
+    return status;
 }
 
 static void

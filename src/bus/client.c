@@ -111,6 +111,7 @@ client_free(ie_bus_client *client)
     ie__free(client->spare.entries);
     ie_buffer_fini(&client->backlog);
     ie__free(client->flight);
+    ie__client_login_free(client);
     ie__free(client->url);
     ie__free(client->name);
     ie__free(client->source);
@@ -122,7 +123,6 @@ client_free(ie_bus_client *client)
 static ie_status
 client_set_names(ie_bus_client *client, ie_error *err)
 {
-    static const char *const NO_OPTIONS[] = {NULL};
     ie__url                 *url = ie__alloc(sizeof *url);
     char                     name[IE_BUS_NAME_BYTES_MAX + 1];
     char                     address[IE__ADDRESS_TEXT_SIZE];
@@ -132,7 +132,9 @@ client_set_names(ie_bus_client *client, ie_error *err)
         return ie_error_set(err, IE_ENOMEM, "no memory for a client");
     status = ie__address_parse(&client->address, url, client->options.url, err);
     if (status == IE_OK)
-        status = ie__url_known_options(url, NO_OPTIONS, err);
+        status = ie__url_known_options(url, ie__client_url_options, err);
+    if (status == IE_OK)
+        status = ie__client_login_init(client, url, err);
     ie__free(url);
     if (status != IE_OK)
         return status;

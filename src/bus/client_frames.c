@@ -26,7 +26,8 @@ on_welcome(ie_bus_client *client, const ie__frame *frame)
     client->in_flight_max = 1024; /* of a server that does not say */
     while ((status = ie__field_next(&field, &at, end)) == IE_OK) {
         switch (field.tag) {
-        case IE__F_NAME: status = ie__field_text(name, IE_BUS_NAME_BYTES_MAX, &field); break;
+        case IE__F_NAME:
+        case IE__F_USER: status = ie__field_text(name, IE_BUS_NAME_BYTES_MAX, &field); break;
         case IE__F_DATA_BYTES: status = ie__field_u32(&data_bytes, &field); break;
         case IE__F_IN_FLIGHT: status = ie__field_u32(&client->in_flight_max, &field); break;
         case IE__F_CAPABILITIES: status = ie__field_u32(&client->capabilities, &field); break;

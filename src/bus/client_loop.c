@@ -3,6 +3,8 @@
 
 #include <stdio.h>
 
+#include "secret.h"
+
 static void client_try(ie_bus_client *client);
 static void client_connect_next(ie_bus_client *client, int last_error);
 
@@ -62,23 +64,6 @@ ie__client_write_empty(ie_bus_client *client, ie__frame_type type, uint32_t numb
 
     ie__frame_prefix(frame, type, number, 0);
     ie__client_write(client, frame, sizeof frame);
-}
-
-static void
-send_hello(ie_bus_client *client)
-{
-    unsigned char greeting[IE__GREETING_BYTES];
-    ie_buffer     buffer = {NULL, 0, 0};
-    ie__builder   b;
-
-    ie__greeting_put(greeting, IE__SP_EB2_CLIENT);
-    ie__client_write(client, greeting, sizeof greeting);
-    ie__build_begin(&b, &buffer, IE__HELLO, 0);
-    ie__build_u32(&b, IE__F_CAPABILITIES, IE__CAP_QUERIES);
-    ie__build_text(&b, IE__F_NAME, client->name);
-    ie__build_u32(&b, IE__F_MESSAGE_BYTES, IE__MESSAGE_MAX);
-    ie__build_u32(&b, IE__F_PING_MS, client->options.ping_interval_ms);
-    ie__client_write_built(client, &buffer, &b);
 }
 
 static void
@@ -311,6 +296,34 @@ on_drained(void *owner)
 static const ie__stream_ops STREAM_OPS = {on_data, on_gone, before_flush, on_drained};
 
 /* ---- connecting ---- */
+
+static void
+send_hello(ie_bus_client *client)
+{
+    unsigned char greeting[IE__GREETING_BYTES];
+    ie_buffer     buffer = {NULL, 0, 0};
+    ie_error      err = IE_ERROR_INIT;
+    ie__builder   b;
+
+    /* At once: a buffer that grows leaves copies of a password behind. */
+    (void)ie__buffer_reserve(&buffer, IE__HELLO_MESSAGE_MAX);
+    ie__greeting_put(greeting, IE__SP_EB2_CLIENT);
+    ie__client_write(client, greeting, sizeof greeting);
+    ie__build_begin(&b, &buffer, IE__HELLO, 0);
+    ie__build_u32(&b, IE__F_CAPABILITIES, IE__CAP_QUERIES);
+    ie__build_text(&b, IE__F_NAME, client->name);
+    ie__build_u32(&b, IE__F_MESSAGE_BYTES, IE__MESSAGE_MAX);
+    ie__build_u32(&b, IE__F_PING_MS, client->options.ping_interval_ms);
+    if (ie__client_login_put(client, &b, &err) != IE_OK) {
+        ie__secret_fini(&buffer);
+        client_fail(client, err.status, IE_BUS_CODE_NONE, err.message);
+        return;
+    }
+    if (ie__build_end(&b) == IE_OK)
+        ie__client_write(client, buffer.data, buffer.size);
+    ie__stream_wipe(client->stream);
+    ie__secret_fini(&buffer);
+}
 
 static void
 on_connected(void *owner, int error)

@@ -187,12 +187,15 @@ typedef enum phase {
     PHASE_LEAVING /* goodbye said or heard: nothing new is sent */
 } phase;
 
+typedef struct ie__client_login ie__client_login;
+
 struct ie_bus_client {
     ie_bus_client_options options;
     char                 *url;
     char                 *name;
     char                 *source;
     ie__address           address;
+    ie__client_login     *login;
     pthread_t             thread;
     unsigned              generation; /* of fork */
 
@@ -346,6 +349,14 @@ void ie__client_why(ie_bus_client *client, ie_status status, uint32_t code, cons
 void ie__client_write(ie_bus_client *client, const void *bytes, size_t size);
 void ie__client_write_built(ie_bus_client *client, ie_buffer *buffer, ie__builder *b);
 void ie__client_write_empty(ie_bus_client *client, ie__frame_type type, uint32_t number);
+
+/* ---- who we are (client_login.c) ---- */
+extern const char *const ie__client_url_options[];
+/* Copies what the options and the URL say, and has a look at the files. */
+ie_status ie__client_login_init(ie_bus_client *client, const ie__url *url, ie_error *err);
+void      ie__client_login_free(ie_bus_client *client);
+/* The fields of a hello. Reads the files again. */
+ie_status ie__client_login_put(const ie_bus_client *client, ie__builder *b, ie_error *err);
 
 /* ---- frames of the server (client_frames.c) ---- */
 extern const ie__framer_ops ie__client_framer_ops;

@@ -2,6 +2,7 @@
  * One session of eb/1, the protocol of the reference event bus (PROTOCOL.md section 11): greeting,
  * id, control frames, output, clocks, end.
  */
+#include "auth.h"
 #include "eb1.h"
 
 #define ID_BUCKETS    64 /* powers of two, to begin with */
@@ -428,6 +429,8 @@ ie__eb1_begin(ie__conn *conn, const unsigned char bytes[IE__GREETING_BYTES])
         ie__conn_doom(conn, IE_BUS_CODE_SHUTTING_DOWN, "the bus is shutting down");
         return IE_ECLOSED;
     }
+    if (!ie__auth_without_hello(conn)) /* the protocol has no login */
+        return IE_ECLOSED;
     eb1 = bus_get(conn->server) != NULL ? ie__calloc(1, sizeof *eb1) : NULL;
     if (eb1 == NULL) {
         ie__conn_doom(conn, IE_BUS_CODE_MEMORY, "no memory for a session");

@@ -4,6 +4,7 @@
  * Invariant: a connection that has been doomed is a member of nothing, or leaves everything as
  * soon as something is sent to it; so a message goes to one that is alive, or is counted.
  */
+#include "auth.h"
 #include "eb1.h"
 
 /* ---- events --------------------------------------------------------------------------------- */
@@ -105,6 +106,21 @@ array_has_room(void **array, uint32_t count, uint32_t *max)
     return true;
 }
 
+/* An event is a topic of its name; what has no name needs the right to all of them. */
+static bool
+eb1_may(const ie__eb1 *eb1, ie__verb verb, uint32_t id)
+{
+    char name[5] = "";
+    bool is_narrowed;
+
+    if (eb1->conn->rights == NULL)
+        return true;
+    if ((id & IE__EB1_TOP) == 0)
+        return ie__may_pattern(eb1->conn, verb, ">", false, &is_narrowed);
+    ie__put32((unsigned char *)name, id & ~IE__EB1_TOP);
+    return ie_topic_check(name, NULL) == IE_OK && ie__may(eb1->conn, verb, name, strlen(name));
+}
+
 static const char *
 register_fault(const ie__eb1 *eb1, uint32_t id)
 {
@@ -136,6 +152,10 @@ ie__eb1_register(ie__eb1 *eb1, uint32_t id)
             return; /* registered already: one place */
     if (fault != NULL) {
         ie__conn_doom(conn, IE_BUS_CODE_LIMIT, "%s", fault);
+        return;
+    }
+    if (!eb1_may(eb1, IE__MAY_SUBSCRIBE, id)) {
+        ie__conn_doom(conn, IE_BUS_CODE_DENIED, "no right to an event that it registers");
         return;
     }
     event = event_get(bus, id);
@@ -290,6 +310,8 @@ ie__eb1_route(ie__eb1 *from, unsigned char *message, size_t size)
     server->stats.eb1_in++;
     if (ie__get32(message + 4) == 0)
         ie__eb1_drop(from, "its source is 0");
+    else if (!eb1_may(from, IE__MAY_PUBLISH, is_event ? destination | IE__EB1_TOP : 0))
+        ie__eb1_drop(from, "no right to publish it");
     else if (destination == 0 && (header == IE__EB1_HEADER || header == IE__EB1_HEADER_EVENT))
         route_broadcast(from, message, size);
     else if (destination == IE__EB1_BUS)

@@ -80,6 +80,7 @@ struct ie__sub {
     uint32_t   id;
     uint32_t   flags;
     uint32_t   credit;
+    bool       is_narrowed; /* live: not all of its pattern is allowed; see ie__may_receive() */
     uint32_t   outstanding; /* deliveries that it has not answered, in time or not */
 };
 

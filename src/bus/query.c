@@ -8,6 +8,8 @@
  */
 #include "query.h"
 
+#include "auth.h"
+
 #include <stdio.h>
 
 #define PAUSE_BYTES   (1024 * 1024) /* who has so much unread output is not asked */
@@ -419,6 +421,24 @@ ie__query_unserve(ie__conn *conn, uint32_t id)
     return true;
 }
 
+void
+ie__query_recheck(ie__conn *conn)
+{
+    ie__responder *next;
+
+    for (ie__responder *at = conn->responders; at != NULL; at = next) {
+        const uint32_t id = at->id;
+        bool           is_narrowed;
+
+        next = at->next;
+        if (ie__may_pattern(conn, IE__MAY_SERVE, at->panel->pattern, false, &is_narrowed))
+            continue;
+        ie__conn_reason(conn, IE__SUBREFUSED, id, IE_BUS_CODE_DENIED,
+                        "the right to serve was withdrawn");
+        (void)ie__query_unserve(conn, id);
+    }
+}
+
 /* ---- asking --------------------------------------------------------------------------------- */
 
 static void
@@ -591,6 +611,11 @@ ie__query_on_query(ie__conn *conn, const ie__frame *frame)
         if (code == IE_BUS_CODE_INVALID && server->record.topic.bytes != NULL &&
             server->record.topic.bytes[0] == '$')
             code = IE_BUS_CODE_NO_SUBSCRIBERS; /* the bus's own, and it answers no such question */
+    }
+    if (code == IE_BUS_CODE_NONE &&
+        !ie__may(conn, IE__MAY_QUERY, server->record.topic.bytes, server->record.topic.size)) {
+        code = IE_BUS_CODE_DENIED;
+        reason = "no right to ask this topic";
     }
     if (code == IE_BUS_CODE_NONE && match.count == 0) {
         code = IE_BUS_CODE_NO_SUBSCRIBERS;

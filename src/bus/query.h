@@ -19,6 +19,9 @@ void ie__query_serve(ie__conn *conn, uint32_t id, const char *pattern, const cha
 /* False: this connection has no such responder. What it was asked it may still answer. */
 bool ie__query_unserve(ie__conn *conn, uint32_t id);
 
+/* Its rights have changed: what it may not serve any more ends with SUBREFUSED 14. */
+void ie__query_recheck(ie__conn *conn);
+
 /* -- frames; IE_EPROTO: malformed -- */
 ie_status ie__query_on_query(ie__conn *conn, const ie__frame *frame);
 ie_status ie__query_on_cancel(ie__conn *conn, const ie__frame *frame);

@@ -1,10 +1,12 @@
 /* New options for a running server: prepared, then taken at once. */
 #include "reload.h"
 
+#include "auth.h"
 #include "settings.h"
 
 struct ie__reload { /* on the stack of the thread that waits for it */
     ie_bus_server_options options;
+    ie__policy           *policy; /* the server's once it is taken */
     bool                  is_taken;
 };
 
@@ -53,6 +55,18 @@ check_fixed(const ie_bus_server *server, const ie_bus_server_options *options, i
 
 /* ---- preparing ------------------------------------------------------------------------------ */
 
+/* What it listens on must stay as well guarded as it had to be at the start. */
+static ie_status
+check_listeners(const ie_bus_server *server, const ie__policy *policy, ie_error *err)
+{
+    ie_status status = IE_OK;
+
+    for (size_t i = 0; i < server->listener_count && status == IE_OK; i++)
+        status = ie__policy_allows(policy, &server->listeners[i].address,
+                                   server->listeners[i].is_local, err);
+    return status;
+}
+
 static ie_status
 reload_prepare(struct ie__reload *self, const ie_bus_server *server,
                const ie_bus_server_options *given, ie_error *err)
@@ -61,6 +75,10 @@ reload_prepare(struct ie__reload *self, const ie_bus_server *server,
 
     if (status == IE_OK)
         status = check_fixed(server, &self->options, err);
+    if (status == IE_OK)
+        status = ie__policy_load(&self->policy, &self->options, err);
+    if (status == IE_OK)
+        status = check_listeners(server, self->policy, err);
     return status;
 }
 
@@ -74,19 +92,11 @@ reload_apply(const struct ie__reload *self, ie_bus_server *server)
 
     server->options = self->options;
     server->options.logger = logger;
-    server->options.listen = NULL;
-    server->options.listen_count = 0;
-    server->options.name = NULL;
-    server->options.data_dir = NULL;
-    server->options.durable_topics = NULL;
-    server->options.durable_topic_count = 0;
-    server->options.ephemeral_topics = NULL;
-    server->options.ephemeral_topic_count = 0;
-    server->options.users_file = NULL;
-    server->options.acl_file = NULL;
-    server->options.tls_cert_file = NULL;
-    server->options.tls_key_file = NULL;
-    server->options.tls_ca_file = NULL;
+    ie__server_forget_strings(server);
+    ie__guard_swap(server, self->policy);
+    for (ie__conn *conn = server->conns; conn != NULL; conn = conn->next)
+        if (conn->state == IE__CONN_OPEN)
+            conn->framer.message_max = server->options.data_bytes_max + IE__RECORD_OVERHEAD_MAX;
     server->stats.reloads++;
     ie__bus_server_tick_start(server);
 }
@@ -102,8 +112,8 @@ ie__reload_take(ie_bus_server *server)
     if (reload == NULL)
         return;
     reload_apply(reload, server);
+    ie__server_show(server); /* who waits sees what it did */
     (void)pthread_mutex_lock(&server->mutex);
-    server->shown.reloads = server->stats.reloads; /* who waits sees it counted */
     reload->is_taken = true;
     server->reload = NULL;
     (void)pthread_cond_broadcast(&server->reloaded);
@@ -123,11 +133,13 @@ ie__reload_end(ie_bus_server *server)
 ie_status
 ie_bus_server_reload(ie_bus_server *server, const ie_bus_server_options *options, ie_error *err)
 {
-    struct ie__reload reload = {.is_taken = false};
+    struct ie__reload reload = {.policy = NULL};
     const ie_status   status = reload_prepare(&reload, server, options, err);
 
-    if (status != IE_OK)
+    if (status != IE_OK) {
+        ie__policy_free(reload.policy);
         return status;
+    }
     (void)pthread_mutex_lock(&server->mutex);
     while (server->reload != NULL && !server->is_reload_over) /* another thread's */
         (void)pthread_cond_wait(&server->reloaded, &server->mutex);
@@ -139,7 +151,8 @@ ie_bus_server_reload(ie_bus_server *server, const ie_bus_server_options *options
             (void)pthread_cond_wait(&server->reloaded, &server->mutex);
     }
     (void)pthread_mutex_unlock(&server->mutex);
-    if (!reload.is_taken)
-        return ie_error_set(err, IE_EINVAL, "the bus has stopped");
-    return IE_OK;
+    if (reload.is_taken)
+        return IE_OK;
+    ie__policy_free(reload.policy);
+    return ie_error_set(err, IE_EINVAL, "the bus has stopped");
 }

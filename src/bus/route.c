@@ -4,6 +4,7 @@
  * Invariant: a held publish is counted once for each group that has not answered, and each of
  * those has one of its items.
  */
+#include "auth.h"
 #include "query.h"
 
 #include "eb1.h"
@@ -327,6 +328,20 @@ subscribe_confirm(ie__conn *conn, const ie__sub *sub)
     ie_buffer_fini(&buffer);
 }
 
+static uint32_t
+subscribe_may(ie__sub *sub, const subscribe_request *request, ie_error *err)
+{
+    const bool is_live = request->group[0] == '\0' && (request->flags & IE_BUS_SUBSCRIBE_ACK) == 0;
+
+    if (ie__may_pattern(sub->conn, IE__MAY_SUBSCRIBE, request->pattern, is_live, &sub->is_narrowed))
+        return IE_BUS_CODE_NONE;
+    (void)ie_error_set(err, IE_EDENIED,
+                       is_live ? "no right to any topic of this pattern"
+                               : "no right to every topic of this pattern, which a subscription "
+                                 "that acknowledges needs");
+    return IE_BUS_CODE_DENIED;
+}
+
 /* Make it take part: in the index, or in its group. */
 static uint32_t
 subscribe_enter(ie__sub *sub, const subscribe_request *request, ie_error *err)
@@ -355,6 +370,13 @@ ie__route_subscribe(ie__conn *conn, const ie__frame *frame)
         return IE_EPROTO;
     code = subscribe_check(conn, frame->number, &request, &err);
     if (code == IE_BUS_CODE_NONE && request.flags == IE__SUBSCRIBE_ANSWERS) {
+        bool is_narrowed;
+
+        if (!ie__may_pattern(conn, IE__MAY_SERVE, request.pattern, false, &is_narrowed)) {
+            ie__conn_reason(conn, IE__SUBREFUSED, frame->number, IE_BUS_CODE_DENIED,
+                            "no right to serve every topic of this pattern");
+            return IE_OK;
+        }
         ie__query_serve(conn, frame->number, request.pattern, request.group, request.credit);
         return IE_OK;
     }
@@ -369,8 +391,10 @@ ie__route_subscribe(ie__conn *conn, const ie__frame *frame)
         sub->credit = request.credit == 0 || request.credit > server->options.credit_max
                           ? server->options.credit_max
                           : request.credit;
-        code = subscribe_enter(sub, &request, &err);
+        code = subscribe_may(sub, &request, &err);
     }
+    if (code == IE_BUS_CODE_NONE)
+        code = subscribe_enter(sub, &request, &err);
     if (code != IE_BUS_CODE_NONE) {
         ie__free(sub);
         ie__conn_reason(conn, IE__SUBREFUSED, frame->number, code, err.message);
@@ -405,6 +429,9 @@ target_takes(const ie__target *target, const ie__conn *publisher)
     } else {
         sub = (const ie__sub *)(const void *)target;
     }
+    if (sub->is_narrowed && !ie__may_receive(sub->conn, publisher->server->record.topic.bytes,
+                                             publisher->server->record.topic.size))
+        return false;
     return !sub->conn->is_doomed &&
            (sub->conn != publisher || (sub->flags & IE_BUS_SUBSCRIBE_OWN) != 0);
 }
@@ -529,6 +556,11 @@ ie__route_publish(ie__conn *conn, const ie__frame *frame)
             server->record.topic.bytes[0] == '$')
             code = IE_BUS_CODE_DENIED; /* a topic of the bus's own */
         ie__conn_pubnack(conn, frame->number, code, err.message);
+        return;
+    }
+    if (!ie__may(conn, IE__MAY_PUBLISH, server->record.topic.bytes, server->record.topic.size)) {
+        ie__conn_pubnack(conn, frame->number, IE_BUS_CODE_DENIED,
+                         "no right to publish to this topic");
         return;
     }
     code = publish_check(conn, &match, flags, size, &receivers, &groups);

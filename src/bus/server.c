@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "auth.h"
 #include "eb1.h"
 #include "query.h"
 #include "reload.h"
@@ -74,7 +75,7 @@ listen_unix(ie__listener *listener, const ie__address *address, ie_error *err)
     if (status != IE_OK)
         return status;
     (void)uv_pipe_init(&listener->server->loop, &listener->uv.pipe, 0);
-    listener->is_open = true;
+    listener->is_open = listener->is_local = true;
     error = uv_pipe_bind(&listener->uv.pipe, address->path);
     if (error == 0 && chmod(address->path, S_IRUSR | S_IWUSR) != 0) /* before anyone can connect */
         error = uv_translate_sys_error(errno);
@@ -91,6 +92,7 @@ listen_tcp(ie__listener *listener, ie__address *address, ie_error *err)
 {
     struct sockaddr_storage sockaddr;
     int                     size = sizeof sockaddr;
+    ie_status               status;
     int                     error;
 
     if (strcmp(address->host, "localhost") == 0)
@@ -98,11 +100,11 @@ listen_tcp(ie__listener *listener, ie__address *address, ie_error *err)
     if (!ie__address_numeric(&sockaddr, address->host, address->port))
         return ie_error_set(err, IE_EINVAL, "listen on %s: give an IP address or localhost",
                             address->host);
-    if (!ie__sockaddr_is_loopback((struct sockaddr *)&sockaddr))
-        return ie_error_set(err, IE_EDENIED,
-                            "listen on %s: only loopback addresses (127.0.0.1, ::1) without TLS "
-                            "and authentication, which this version lacks",
-                            address->host);
+    listener->is_local = ie__sockaddr_is_loopback((struct sockaddr *)&sockaddr);
+    status =
+        ie__policy_allows(ie__guard_policy(listener->server), address, listener->is_local, err);
+    if (status != IE_OK)
+        return status;
     error = uv_tcp_init(&listener->server->loop, &listener->uv.tcp);
     if (error != 0)
         return listen_fail(err, listener->url, error);
@@ -138,6 +140,8 @@ server_listen(ie_bus_server *server, const char *text, ie_error *err)
     /* Only here may a port be 0, which means any free one; a URL to connect to has none such. */
     (void)snprintf(plain, sizeof plain, "%.*s", (int)(is_any ? length - 2 : length), text);
     status = ie__address_parse(&address, url, plain, err);
+    if (status == IE_OK && url->user != NULL)
+        status = ie_error_set(err, IE_EINVAL, "a user in an address to listen on");
     if (status == IE_OK)
         status = ie__url_known_options(url, NO_OPTIONS, err);
     if (status == IE_OK) {
@@ -149,6 +153,7 @@ server_listen(ie_bus_server *server, const char *text, ie_error *err)
     }
     if (listener->is_open) { /* counted even when it failed: somebody has to close it */
         listener->uv.handle.data = listener;
+        listener->address = address;
         listener->is_unix = address.is_unix;
         server->listener_count++;
     }
@@ -170,6 +175,7 @@ server_finish(ie_bus_server *server)
         ie__conn_doom(server->conns, IE_BUS_CODE_SHUTTING_DOWN, "the bus is shutting down");
         ie__conn_end(server->conns);
     }
+    ie__guard_close(server);
     ie__net_fini(&server->net);
     ie__queries_finish(server);
     uv_close((uv_handle_t *)&server->tick, NULL);
@@ -249,6 +255,7 @@ server_on_async(uv_async_t *async)
     is_asked = server->stop_requested;
     drain_ms = server->stop_drain_ms;
     (void)pthread_mutex_unlock(&server->mutex);
+    ie__reload_take(server);
     if (!is_asked || server->is_draining)
         return;
     server->is_draining = true;
@@ -260,14 +267,9 @@ server_on_async(uv_async_t *async)
     (void)uv_timer_start(&server->drain, server_on_half_drained, drain_ms / 2, 0);
 }
 
-static void
-server_end_of_turn(void *user)
+void
+ie__server_show(ie_bus_server *server)
 {
-    ie_bus_server *server = user;
-
-    while (server->doomed != NULL)
-        ie__conn_end(server->doomed);
-    ie__accept_go_on(server);
     server->stats.connections = server->conn_count;
     server->stats.subscriptions = server->sub_count;
     server->stats.groups = server->group_count;
@@ -281,6 +283,17 @@ server_end_of_turn(void *user)
     (void)pthread_mutex_lock(&server->mutex);
     server->shown = server->stats;
     (void)pthread_mutex_unlock(&server->mutex);
+}
+
+static void
+server_end_of_turn(void *user)
+{
+    ie_bus_server *server = user;
+
+    while (server->doomed != NULL)
+        ie__conn_end(server->doomed);
+    ie__accept_go_on(server);
+    ie__server_show(server);
     if (server->is_draining)
         server_check_drained(server);
 }
@@ -317,6 +330,17 @@ ie__bus_server_tick_start(ie_bus_server *server)
     (void)uv_timer_start(&server->tick, server_on_tick, every, every);
 }
 
+void
+ie__server_forget_strings(ie_bus_server *server)
+{
+    ie_bus_server_options *options = &server->options;
+
+    options->listen = options->durable_topics = options->ephemeral_topics = NULL;
+    options->listen_count = options->durable_topic_count = options->ephemeral_topic_count = 0;
+    options->name = options->data_dir = options->users_file = options->acl_file = NULL;
+    options->tls_cert_file = options->tls_key_file = options->tls_ca_file = NULL;
+}
+
 static void *
 server_main(void *arg)
 {
@@ -332,6 +356,7 @@ server_main(void *arg)
 static void
 server_free(ie_bus_server *server)
 {
+    ie__guard_free(server);
     ie__net_free(&server->net);
     ie__eb1_free(server);
     ie__topics_free(server->topics);
@@ -432,13 +457,14 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     server->net.end_of_turn = server_end_of_turn;
     server->net.user = server;
     server->shown.size = server->stats.size = sizeof server->stats;
-    status = server_prepare(server, err);
+    status = ie__guard_new(server, &imported, err);
+    if (status == IE_OK)
+        status = server_prepare(server, err);
     if (status != IE_OK) {
         ie__bus_server_unmake(server);
         return status;
     }
-    server->options.listen = NULL; /* the caller's; not ours to keep */
-    server->options.name = NULL;
+    ie__server_forget_strings(server);
     ie__bus_server_tick_start(server);
     *out = server;
     return IE_OK;

@@ -24,6 +24,10 @@
 typedef struct ie__held    ie__held;
 typedef struct ie__eb1     ie__eb1;
 typedef struct ie__eb1_bus ie__eb1_bus;
+typedef struct ie__rights  ie__rights;
+typedef struct ie__grant   ie__grant;
+typedef struct ie__login   ie__login;
+typedef struct ie__guard   ie__guard;
 
 /* Questions and answers: query.c. */
 typedef struct ie__query     ie__query;
@@ -80,9 +84,17 @@ typedef struct ie__ack_run {
 typedef enum ie__conn_state {
     IE__CONN_GREETING,
     IE__CONN_HELLO, /* greeted, hello awaited */
+    IE__CONN_LOGIN, /* what hello said about the user is being checked */
     IE__CONN_OPEN,
     IE__CONN_ENDED /* doomed: input is ignored, it goes at the end of the turn */
 } ie__conn_state;
+
+typedef enum ie__proof {                 /* how we know who it is */
+                         IE__PROOF_NONE, /* anonymous */
+                         IE__PROOF_PASSWORD,
+                         IE__PROOF_TOKEN,
+                         IE__PROOF_CERT
+} ie__proof;
 
 struct ie__conn {
     ie_bus_server *server;
@@ -125,6 +137,12 @@ struct ie__conn {
     bool           is_pumping; /* paused groups are to go on once the output drained */
     bool           may_speak;  /* our greeting is out: last words will be understood */
     char          *name;
+    char          *user;   /* NULL: anonymous; known once the connection is open */
+    ie__rights    *rights; /* NULL: everything is allowed; see ie__may() */
+    ie__grant     *grant;
+    ie__login     *login; /* being checked */
+    ie__proof      proof;
+    bool           is_local; /* came in by loopback or a unix socket */
     char           peer[64];
     ie__ack_run   *runs; /* room for IE__ACK_RUNS, made with the first */
     char           end_reason[160];
@@ -139,10 +157,12 @@ typedef struct ie__listener {
     } uv;
     ie_bus_server *server;
     bool           is_unix;
+    bool           is_local; /* a unix socket or loopback */
     bool           is_open;
     bool           is_waiting; /* a connection waits: see accept.c */
     int            reserve_fd; /* to give up when descriptors run out; -1: was given up */
-    char           url[IE__ADDRESS_TEXT_SIZE];
+    ie__address    address;
+    char           url[IE__ADDRESS_TEXT_SIZE]; /* with the real port */
 } ie__listener;
 
 /* Digests of what a reload cannot change. */
@@ -176,7 +196,8 @@ struct ie_bus_server {
     uint64_t              held_count;
     uint64_t              held_bytes;
     ie__topics           *topics;
-    ie__eb1_bus          *eb1;    /* NULL before the first eb/1 client */
+    ie__eb1_bus          *eb1; /* NULL before the first eb/1 client */
+    ie__guard            *guard;
     ie__group           **groups; /* by name and pattern */
     size_t                group_buckets;
     ie__queries           queries;
@@ -226,10 +247,17 @@ void ie__accept_close(ie__listener *listener);
  * *hushed is how many were not since the last one that was. */
 bool ie__gate_open(ie__log_gate *gate, int64_t now_ms, uint32_t per_minute, uint32_t *hushed);
 
+/* The options' strings are the caller's. */
+void ie__server_forget_strings(ie_bus_server *server);
+/* The counters as they are now, for ie_bus_server_stats_get(). */
+void ie__server_show(ie_bus_server *server);
+
 /* ---- session.c ---- */
 
 /* Take the connection that waits at a listener. */
 void ie__conn_accept(ie_bus_server *server, ie__listener *listener);
+/* Its hello was good, and who it is is known. */
+void ie__conn_welcome(ie__conn *conn);
 /* End it at the end of this turn, with an error frame. The first reason counts. */
 void ie__conn_doom(ie__conn *conn, uint32_t code, const char *fmt, ...) IE_PRINTF(3, 4);
 /* End it now; not from inside its own input. */

@@ -1,4 +1,5 @@
 /* One connection of the server: greeting, hello, frames, clocks, end. */
+#include "auth.h"
 #include "query.h"
 
 #include "eb1.h"
@@ -115,6 +116,8 @@ conn_send_welcome(ie__conn *conn)
     ie__build_u32(&b, IE__F_IN_FLIGHT, options->publishes_in_flight_max);
     ie__build_u32(&b, IE__F_SUBSCRIPTIONS, options->subscriptions_per_client_max);
     ie__build_u32(&b, IE__F_CREDIT, options->credit_max);
+    if (conn->user != NULL)
+        ie__build_text(&b, IE__F_USER, conn->user);
     conn_send_fields(conn, &buffer, &b);
 }
 
@@ -191,6 +194,7 @@ ie__conn_end(ie__conn *conn)
     conn_log_end(conn);
     ie__route_leave(conn);
     ie__query_leave(conn);
+    ie__auth_leave(conn);
     if (conn->eb1 != NULL) {
         ie__eb1_end(conn);
     } else if (conn->end_code == IE_BUS_CODE_NONE || !conn->may_speak) {
@@ -235,6 +239,8 @@ ie__conn_tick(ie__conn *conn, int64_t now)
 
     if (conn->state == IE__CONN_ENDED)
         return;
+    if (conn->state == IE__CONN_LOGIN)
+        return; /* ours to be quick */
     if (conn->state != IE__CONN_OPEN) {
         if (now - conn->accepted_ms >= options->hello_timeout_ms)
             ie__conn_doom(conn, IE_BUS_CODE_TIMEOUT, "no hello within %u ms",
@@ -286,6 +292,7 @@ on_hello(ie__conn *conn, const ie__frame *frame)
     const unsigned char *at = frame->body;
     const unsigned char *end = at + frame->body_bytes;
     char                 name[IE_BUS_NAME_BYTES_MAX + 1] = "";
+    ie__credentials      credentials = {.user = ""};
     ie__field            field;
     ie_status            status;
     uint32_t             number = 0;
@@ -299,6 +306,9 @@ on_hello(ie__conn *conn, const ie__frame *frame)
         case IE__F_MESSAGE_BYTES:
         case IE__F_PING_MS: status = ie__field_u32(&number, &field); break;
         case IE__F_NAME: status = ie__field_text(name, IE_BUS_NAME_BYTES_MAX, &field); break;
+        case IE__F_USER:
+        case IE__F_PASSWORD:
+        case IE__F_TOKEN: status = ie__credentials_field(&credentials, &field, frame); break;
         default:
             if (field.tag < IE__FIELD_OPTIONAL) {
                 ie__conn_doom(conn, IE_BUS_CODE_UNSUPPORTED, "hello: unknown field %u", field.tag);
@@ -313,6 +323,14 @@ on_hello(ie__conn *conn, const ie__frame *frame)
         return conn_broken(conn, "a malformed hello");
     if (name[0] != '\0')
         conn->name = ie__strdup(name); /* only for people: may be missing */
+    conn->state = IE__CONN_LOGIN;
+    ie__auth_hello(conn, &credentials);
+    return conn->state == IE__CONN_ENDED ? IE_ECLOSED : IE_OK;
+}
+
+void
+ie__conn_welcome(ie__conn *conn)
+{
     conn->state = IE__CONN_OPEN;
     conn->was_welcome = true;
     ie__accept_known(conn);
@@ -322,9 +340,8 @@ on_hello(ie__conn *conn, const ie__frame *frame)
         conn->is_told = true;
         ie__conn_say_goodbye(conn);
     }
-    ie__log(&conn->server->options.logger, IE_LOG_DEBUG, "bus", "%s (%s): connected", conn->peer,
-            name[0] != '\0' ? name : "unnamed");
-    return IE_OK;
+    ie__log(&conn->server->options.logger, IE_LOG_DEBUG, "bus", "%s (%s): connected as %s",
+            conn->peer, conn->name != NULL ? conn->name : "unnamed", ie__auth_name(conn));
 }
 
 static ie_status
@@ -654,6 +671,7 @@ ie__conn_accept(ie_bus_server *server, ie__listener *listener)
     conn->accepted_ms = conn->heard_ms = now_ms(conn);
     conn->framer.message_max = IE__HELLO_MESSAGE_MAX;
     conn->delivery_first = 1;
+    conn->is_local = listener->is_local;
     conn->next = server->conns;
     if (server->conns != NULL)
         server->conns->prev = conn;

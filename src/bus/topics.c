@@ -433,3 +433,20 @@ ie__topics_match(ie__topic_match *out, ie__topics *topics, const void *topic, si
     out->count = found->count;
     return IE_OK;
 }
+
+void
+ie__topics_pattern(char out[IE_TOPIC_BYTES_MAX + 1], const ie__topic_entry *entry)
+{
+    size_t at = IE_TOPIC_BYTES_MAX;
+
+    /* From its last word to its first; it was checked to be no longer than this. */
+    out[at] = '\0';
+    for (const ie__topic_node *node = entry->node; node != NULL && node->parent != NULL;
+         node = node->parent) {
+        if (out[at] != '\0')
+            out[--at] = '.';
+        at -= node->word_bytes;
+        memcpy(out + at, node->word, node->word_bytes);
+    }
+    memmove(out, out + at, IE_TOPIC_BYTES_MAX + 1 - at);
+}

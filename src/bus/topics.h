@@ -33,6 +33,9 @@ void        ie__topics_free(ie__topics *topics);
 ie_status ie__topics_add(ie__topics *topics, ie__topic_entry *entry, const char *pattern);
 void      ie__topics_remove(ie__topics *topics, ie__topic_entry *entry);
 
+/* The pattern under which an entry is in the index. */
+void ie__topics_pattern(char out[IE_TOPIC_BYTES_MAX + 1], const ie__topic_entry *entry);
+
 /*
  * Everything whose pattern matches, in no particular order; each entry once. The answer belongs
  * to the index and is good until the next call of any function here. IE_EINVAL: not a topic (err

@@ -19,8 +19,9 @@ ie__address_parse(ie__address *out, ie__url *url, const char *text, ie_error *er
     if (strcmp(url->scheme, "socket") != 0 && strcmp(url->scheme, "unix") != 0)
         return ie_error_set(err, IE_EINVAL, "%s: the bus is at socket://HOST:PORT or unix:/PATH",
                             url->scheme);
-    if (url->user != NULL || url->password != NULL)
-        return ie_error_set(err, IE_ENOTSUP, "user and password in the URL of a bus");
+    if (url->password != NULL)
+        return ie_error_set(err, IE_EINVAL, "a password in a URL is seen by others; put it into a "
+                                            "file and say password_file");
     if (strcmp(url->scheme, "unix") == 0 || (url->host[0] == '\0' && url->path[0] == '/')) {
         if (url->path[0] != '/' || url->path[1] == '\0' || url->host[0] != '\0')
             return ie_error_set(err, IE_EINVAL, "a unix socket needs an absolute path: unix:/PATH");

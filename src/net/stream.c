@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 
 #include "core.h"
+#include "secret.h"
 
 #define SPARE_MAX 16 /* chunks kept for the next output */
 #define IOV_MAX_  64 /* pieces per write */
@@ -21,6 +22,7 @@ struct ie__chunk {
     size_t         size;  /* filled */
     size_t         sent;
     bool           continues; /* the frame that the chunk before began */
+    bool           is_secret; /* overwritten before it is used again */
 };
 
 struct ie__stream {
@@ -114,6 +116,8 @@ chunk_free(ie__net *net, ie__chunk *chunk)
         return;
     }
     net->memory_bytes -= IE__NET_CHUNK_BYTES;
+    if (chunk->is_secret)
+        ie__secret_wipe(chunk->bytes, IE__NET_CHUNK_BYTES);
     if (net->spare_count < SPARE_MAX) {
         chunk->next = net->spare;
         net->spare = chunk;
@@ -477,6 +481,13 @@ ie__stream_write(ie__stream *stream, const void *bytes, size_t size)
         memcpy(to, from, size);
     }
     return IE_OK;
+}
+
+void
+ie__stream_wipe(ie__stream *stream)
+{
+    if (stream->tail != NULL && stream->tail->blob == NULL)
+        stream->tail->is_secret = true;
 }
 
 ie_status

@@ -93,6 +93,8 @@ int ie__stream_connect(ie__stream *stream, const struct sockaddr *address, const
 ie_status ie__stream_write(ie__stream *stream, const void *bytes, size_t size);
 /* Room for size contiguous bytes (at most IE__NET_CHUNK_BYTES) to be filled in at once. */
 unsigned char *ie__stream_reserve(ie__stream *stream, size_t size);
+/* What was written last is a secret: its memory is overwritten once it is sent. */
+void ie__stream_wipe(ie__stream *stream);
 /* A shared body; it continues the frame whose beginning was written before. */
 ie_status ie__stream_write_blob(ie__stream *stream, ie__blob *blob);
 /* Forget what waits, up to the next frame's start; what is being written stays. For last words to
