@@ -313,8 +313,12 @@ on_heartbeat(ie__eb1 *eb1, unsigned char *message, size_t size)
                          .data = message + header,
                          .data_bytes = size - header};
 
-    if (eb1->beat_ms != 0 && now - eb1->beat_ms > eb1->beat_gap_ms)
-        eb1->beat_gap_ms = now - eb1->beat_ms;
+    if (eb1->has_beaten) {
+        eb1->is_beating = true;
+        if (now - eb1->beat_ms > eb1->beat_gap_ms)
+            eb1->beat_gap_ms = now - eb1->beat_ms;
+    }
+    eb1->has_beaten = true;
     eb1->beat_ms = now;
     ie__put32(message + 4, IE__EB1_BUS);
     ie__put32(message + 8, eb1->id);
@@ -377,7 +381,7 @@ ie__eb1_tick(ie__conn *conn, int64_t now)
         send_control(eb1, INVITE_SIGNAL);
         eb1->is_silent = false;
     }
-    if (eb1->beat_gap_ms == 0)
+    if (!eb1->is_beating)
         return; /* whoever sends no heartbeats may be silent as long as its machine is there */
     patience_ms =
         eb1->beat_gap_ms > options->ping_interval_ms ? eb1->beat_gap_ms : options->ping_interval_ms;

@@ -30,9 +30,11 @@ struct ie__eb1 {
     uint32_t        id; /* 0: none yet */
     uint32_t        dropped;
     int64_t         begun_ms;
-    int64_t         beat_ms;     /* of its last heartbeat; 0: none came */
-    int64_t         beat_gap_ms; /* the longest between two; 0: there were no two */
+    int64_t         beat_ms;     /* of its last heartbeat */
+    int64_t         beat_gap_ms; /* the longest between two */
     ie__eb1_framing framing;
+    bool            has_beaten; /* one heartbeat came */
+    bool            is_beating; /* two: it means to go on */
     bool            is_silent;  /* it has said nothing, and got nothing but its id */
     bool            is_invited; /* got the older revision's assignment too */
     bool            is_old;     /* ... and answered it */

@@ -15,6 +15,13 @@ typedef struct eb1_peer {
     uint32_t      id; /* that the bus assigned */
 } eb1_peer;
 
+/* Wait until a counter of the bus has this value; they are shown at the end of each turn. */
+bool stat_reaches(ie_bus_server *server, size_t offset, uint64_t value);
+#define wait_stat_of(server, field, wanted)                                                        \
+    ck_assert_msg(stat_reaches((server), offsetof(ie_bus_server_stats, field), (wanted)),          \
+                  #field " is %llu, not %llu", (unsigned long long)bus_stats(server).field,        \
+                  (unsigned long long)(wanted))
+
 /* A bus that listens on loopback, or for EB1_IPC on a unix socket in the test's folder. */
 ie_bus_server *eb1_bus_start(ie_bus_server_options *options, eb1_transport transport);
 

@@ -36,26 +36,7 @@ start(int index, ie_bus_server_options *options)
     server = eb1_bus_start(options, transport);
 }
 
-typedef struct watched {
-    size_t   offset; /* of a counter in ie_bus_server_stats */
-    uint64_t value;
-} watched;
-
-static bool
-is_at(void *arg)
-{
-    const watched            *w = arg;
-    const ie_bus_server_stats stats = bus_stats(server);
-
-    return *(const uint64_t *)(const void *)((const char *)&stats + w->offset) == w->value;
-}
-
-#define wait_stat(field, wanted)                                                                   \
-    do {                                                                                           \
-        watched w_ = {offsetof(ie_bus_server_stats, field), (wanted)};                             \
-        ck_assert_msg(poll_until(is_at, &w_, WAIT_MS), #field " is %llu, not %llu",                \
-                      (unsigned long long)bus_stats(server).field, (unsigned long long)(wanted));  \
-    } while (0)
+#define wait_stat(field, wanted) wait_stat_of(server, field, wanted)
 
 /* ---- names ---- */
 
