@@ -224,6 +224,16 @@ def without_a_bus(options, folder):
     check(nowhere in complaint and "ie bus" in complaint, f"billing: {complaint}")
 
 
+def eb1_pool(options, _folder):
+    """Twelve jobs, three workers, four each; and a bus that is not there is named."""
+    said, _ = run(options.bin / "eb1_pool")
+    lines = said.splitlines()
+    expected = [f"{n} squared is {n * n}, says worker {(n - 1) % 3 + 1}" for n in range(1, 13)]
+    check(sorted(lines[:12]) == sorted(expected), f"the answers: {said}")
+    check(lines[12:] == [f"worker {n} did 4" for n in (1, 2, 3)], f"the shares: {said}")
+    run(options.bin / "eb1_pool", "nats://nowhere", status=1)
+
+
 def demo(options, folder):
     """The demonstration, twice; the table is the one in the README, and nothing stays behind."""
     shown = next(block for language, block in blocks() if language == "text")
@@ -320,7 +330,7 @@ def schema_document(_options, _folder):
 
 def main():
     commands = (hello, shop_with_bad_input, orders_are_as_generated, plain_sql,
-                without_a_bus, consumer, demo, readme, readme_when_pasted, schema_document)
+                without_a_bus, eb1_pool, consumer, demo, readme, readme_when_pasted, schema_document)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=[command.__name__ for command in commands])
     parser.add_argument("--build", type=lambda text: pathlib.Path(text).resolve(),
