@@ -136,7 +136,8 @@ ie__route_shed_longest(ie_bus_server *server)
 }
 
 static void
-deliver_live(ie__sub *sub, const unsigned char *record, size_t size, ie__blob *blob)
+deliver_live(ie__sub *sub, ie__conn *publisher, const unsigned char *record, size_t size,
+             ie__blob *blob)
 {
     static const unsigned char NO_NUMBER[4];
     ie__conn                  *conn = sub->conn;
@@ -157,6 +158,7 @@ deliver_live(ie__sub *sub, const unsigned char *record, size_t size, ie__blob *b
     }
     ie__conn_send_record(conn, IE__DELIVER, sub->id, NO_NUMBER, sizeof NO_NUMBER, record, size,
                          blob);
+    ie__stall_check(publisher, conn);
 }
 
 /* ---- a subscription's end ------------------------------------------------------------------- */
@@ -515,7 +517,7 @@ publish_deliver(ie__conn *conn, uint32_t request, const ie__topic_match *match,
         if (target->is_group)
             held_push(held, (ie__group *)(void *)target);
         else
-            deliver_live((ie__sub *)(void *)target, record, size, blob);
+            deliver_live((ie__sub *)(void *)target, conn, record, size, blob);
     }
     if (held != NULL)
         held_resolve(server, held, IE_BUS_CODE_NONE, NULL);

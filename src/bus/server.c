@@ -181,6 +181,7 @@ server_finish(ie_bus_server *server)
     uv_close((uv_handle_t *)&server->tick, NULL);
     uv_close((uv_handle_t *)&server->drain, NULL);
     uv_close((uv_handle_t *)&server->accept_timer, NULL);
+    uv_close((uv_handle_t *)&server->stall_timer, NULL);
     uv_close((uv_handle_t *)&server->async, NULL);
 }
 
@@ -453,6 +454,7 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     (void)uv_timer_init(&server->loop, &server->accept_timer);
     (void)uv_timer_init(&server->loop, &server->queries.timer);
     server->queries.timer.data = server;
+    (void)uv_timer_init(&server->loop, &server->stall_timer);
     server->async.data = server->tick.data = server->drain.data = server;
     server->net.end_of_turn = server_end_of_turn;
     server->net.user = server;

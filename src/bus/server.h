@@ -132,10 +132,17 @@ struct ie__conn {
     bool           is_foreign;  /* speaks something else altogether */
     bool           is_stranger; /* counts as unauthenticated */
     bool           is_doomed;
-    bool           is_told;    /* that the bus is shutting down */
-    bool           is_orderly; /* ends by goodbye, not by error */
-    bool           is_pumping; /* paused groups are to go on once the output drained */
-    bool           may_speak;  /* our greeting is out: last words will be understood */
+    bool           is_told;      /* that the bus is shutting down */
+    bool           is_orderly;   /* ends by goodbye, not by error */
+    bool           is_pumping;   /* paused groups are to go on once the output drained */
+    bool           may_speak;    /* our greeting is out: last words will be understood */
+    bool           is_stalling;  /* its queue is long: who publishes to it is held back */
+    bool           is_lagging;   /* its queue is long, and nobody waits for it any more */
+    bool           is_held_back; /* it publishes too fast for somebody, and is not read */
+    ie__conn      *stalling_next;
+    ie__conn      *held_back_next;
+    int64_t        stall_at_ms; /* when that began, or ended last */
+    int64_t        stall_ms;    /* for how long it held others back */
     char          *name;
     char          *user;   /* NULL: anonymous; known once the connection is open */
     ie__rights    *rights; /* NULL: everything is allowed; see ie__may() */
@@ -189,6 +196,9 @@ struct ie_bus_server {
     ie__conn             *strangers_oldest; /* these, in the order of their coming */
     ie__conn             *strangers_newest;
     uv_timer_t            accept_timer;
+    uv_timer_t            stall_timer;
+    ie__conn             *stalling;
+    ie__conn             *held_back;
     int                   last_fd; /* of the connection that was taken last */
     ie__log_gate          gates[IE__GATES];
     uint32_t              sub_count;
@@ -240,6 +250,13 @@ void ie__accept_go_on(ie_bus_server *server);
 void ie__accept_enlist(ie__conn *conn);
 void ie__accept_known(ie__conn *conn);
 void ie__accept_close(ie__listener *listener);
+
+/* ---- stall.c ---- */
+
+/* An event of this publisher is in this live subscriber's queue: has it become long? */
+void ie__stall_check(ie__conn *publisher, ie__conn *reader);
+void ie__stall_drained(ie__conn *reader);
+void ie__stall_leave(ie__conn *conn);
 
 /* ---- gate.c ---- */
 

@@ -192,6 +192,7 @@ ie__conn_end(ie__conn *conn)
     *link = conn->doomed_next;
     conn_count_end(conn);
     conn_log_end(conn);
+    ie__stall_leave(conn);
     ie__route_leave(conn);
     ie__query_leave(conn);
     ie__auth_leave(conn);
@@ -613,6 +614,7 @@ conn_on_drained(void *owner)
 {
     ie__conn *conn = owner;
 
+    ie__stall_drained(conn);
     if (conn->state == IE__CONN_OPEN)
         ie__route_resume(conn);
 }
