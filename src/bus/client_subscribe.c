@@ -51,6 +51,7 @@ ie__client_subs_free(ie_bus_client *client)
 static void
 send_subscribe(ie_bus_client *client, subscription *sub)
 {
+    const bool  is_storing = (client->capabilities & IE__CAP_STORAGE) != 0;
     ie_buffer   buffer = {NULL, 0, 0};
     ie__builder b;
 
@@ -59,10 +60,20 @@ send_subscribe(ie_bus_client *client, subscription *sub)
     ie__build_text(&b, IE__F_PATTERN, sub->pattern);
     if (sub->group != NULL)
         ie__build_text(&b, IE__F_GROUP, sub->group);
-    ie__build_u32(&b, IE__F_FLAGS, sub->flags);
+    ie__build_u32(&b, IE__F_FLAGS,
+                  is_storing ? sub->flags : sub->flags & ~IE_BUS_SUBSCRIBE_EPHEMERAL);
     ie__build_u32(&b, IE__F_CREDIT, sub->credit);
     if (sub->selection != IE_BUS_ROUND_ROBIN)
         ie__build_u32(&b, IE__F_SELECTION, (uint32_t)sub->selection);
+    /* A bus that does not store knows neither these nor what they are about. */
+    if (!is_storing) {
+        if (sub->start != IE_BUS_START_GROUP)
+            ie__log(&client->options.logger, IE_LOG_WARN, "client",
+                    "subscribe to %s: %s does not store, so group %s has no place in a log",
+                    sub->pattern, client->url, sub->group);
+        ie__client_write_built(client, &buffer, &b);
+        return;
+    }
     if (sub->start != IE_BUS_START_GROUP && !sub->was_confirmed) {
         ie__build_u32(&b, IE__F_START, (uint32_t)sub->start);
         if (sub->start == IE_BUS_START_POSITION || sub->start == IE_BUS_START_TIME)

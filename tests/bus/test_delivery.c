@@ -144,16 +144,36 @@ END_TEST
 
 START_TEST(a_plain_subscription_says_no_more_than_it_must)
 {
-    ie_bus_client *client = client_with(IE_BUS_DISPATCH_INLINE, 0);
-    counter        count = {0};
-    asked          got;
-    int            fd;
+    ie_bus_client      *client = client_with(IE_BUS_DISPATCH_INLINE, 0);
+    ie_bus_subscription to;
+    counter             count = {0};
+    asked               got;
+    int                 fd;
 
     ck_assert_int_eq(
         ie_bus_client_subscribe(client, "t", NULL, 0, counter_handle, &count, NULL, NULL), IE_OK);
     fd = fake_bus_accept(listener, 0);
     (void)expect_subscribe(fd, &got);
     ck_assert_int_eq(got.fields, 3); /* pattern, flags, credit: what the first eb/2 bus knows */
+    (void)close(fd);
+    ie_bus_client_close(client);
+
+    /* nor does a bus without storage hear of what belongs to a log */
+    client = client_with(IE_BUS_DISPATCH_INLINE, 0);
+    IE_BUS_SUBSCRIPTION_INIT(&to);
+    to.pattern = "t";
+    to.group = "g";
+    to.handler = counter_handle;
+    to.user = &count;
+    to.start = IE_BUS_START_FIRST;
+    to.flags = IE_BUS_SUBSCRIBE_EPHEMERAL;
+    to.ack_timeout_ms = to.attempts_max = 5;
+    ck_assert_int_eq(ie_bus_client_subscribe_with(client, &to, NULL, NULL), IE_OK);
+    fd = fake_bus_accept(listener, 0);
+    (void)expect_subscribe(fd, &got);
+    ck_assert_int_eq(got.fields, 4);
+    ck_assert_str_eq(got.group, "g");
+    ck_assert_uint_eq(got.flags, 0);
     (void)close(fd);
     ie_bus_client_close(client);
 }
