@@ -689,7 +689,7 @@ ie_bus_client_query_wait(ie_bus_client *client, const char *topic, const void *d
     if (w == NULL)
         return ie_error_set(err, IE_ENOMEM, "no memory for a query");
     question.topic = topic;
-    question.data = data;
+    question.data = data_bytes != 0 ? data : NULL;
     question.data_bytes = data_bytes;
     if (data_bytes != 0 && ie__json_check(data, data_bytes, NULL) != IE_OK)
         question.content_type = "application/octet-stream";

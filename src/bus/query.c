@@ -9,6 +9,7 @@
 #include "query.h"
 
 #include "auth.h"
+#include "admin.h"
 
 #include <stdio.h>
 
@@ -49,6 +50,7 @@ struct ie__query {
     ie__numbered entry; /* first; among what the asker asks */
     ie__deadline deadline;
     ie__conn    *asker;
+    ie__query  **watch;  /* of who answers inside the bus; NULL: nobody */
     char        *reason; /* of the first that declined; NULL: none, or no memory for it */
     uint32_t     code;   /* ... and its code */
     uint32_t     wanted; /* answers; 0: all there are */
@@ -165,6 +167,8 @@ query_free(ie__query *query)
     server->queries.bytes -= query_bytes(query->ask_count);
     if (query->answers == 0)
         server->stats.queries_failed++;
+    if (query->watch != NULL)
+        *query->watch = NULL;
     ie__free(query->reason);
     ie__free(query);
 }
@@ -578,16 +582,42 @@ query_check(const ie__conn *conn, uint32_t timeout_ms, size_t size, const char *
     return IE_BUS_CODE_NONE;
 }
 
+/* Who serves the topic of the record in hand; none of them for a topic of the bus's own. */
+static uint32_t
+query_match(ie__conn *conn, unsigned char *record, size_t size, ie__topic_match *match,
+            ie_error *err)
+{
+    ie_bus_server  *server = conn->server;
+    const ie__span *topic = &server->record.topic;
+    bool            is_own;
+    ie_status       status =
+        ie__record_parse(&server->record, record, size, server->options.data_bytes_max, err);
+
+    match->count = 0;
+    is_own = status == IE_OK && topic->bytes[0] == '$'; /* the bus's own: admin.c */
+    if (status == IE_OK && !is_own)
+        status = ie__topics_match(match, server->queries.topics, topic->bytes, topic->size, err);
+    if (status != IE_OK)
+        return record_code(status);
+    if (!ie__may(conn, is_own ? IE__MAY_ADMIN : IE__MAY_QUERY, topic->bytes, topic->size)) {
+        (void)ie_error_set(err, IE_EDENIED, "no right to ask this topic");
+        return IE_BUS_CODE_DENIED;
+    }
+    if (is_own || match->count != 0)
+        return IE_BUS_CODE_NONE;
+    (void)ie_error_set(err, IE_ENOTFOUND, "nobody answers this topic");
+    return IE_BUS_CODE_NO_SUBSCRIBERS;
+}
+
 ie_status
 ie__query_on_query(ie__conn *conn, const ie__frame *frame)
 {
     ie_bus_server  *server = conn->server;
     unsigned char  *record = frame->body + 8;
-    const char     *reason = NULL;
     ie_error        err = IE_ERROR_INIT;
+    const char     *reason = err.message;
     ie__topic_match match;
     ie__query      *query;
-    ie_status       status;
     uint32_t        timeout_ms;
     uint32_t        wanted;
     uint32_t        code;
@@ -600,27 +630,8 @@ ie__query_on_query(ie__conn *conn, const ie__frame *frame)
     wanted = ie__get32(frame->body + 4);
     size = frame->body_bytes - 8;
     code = query_check(conn, timeout_ms, size, &reason);
-    if (code == IE_BUS_CODE_NONE) {
-        status =
-            ie__record_parse(&server->record, record, size, server->options.data_bytes_max, &err);
-        if (status == IE_OK)
-            status = ie__topics_match(&match, server->queries.topics, server->record.topic.bytes,
-                                      server->record.topic.size, &err);
-        code = status != IE_OK ? record_code(status) : IE_BUS_CODE_NONE;
-        reason = err.message;
-        if (code == IE_BUS_CODE_INVALID && server->record.topic.bytes != NULL &&
-            server->record.topic.bytes[0] == '$')
-            code = IE_BUS_CODE_NO_SUBSCRIBERS; /* the bus's own, and it answers no such question */
-    }
-    if (code == IE_BUS_CODE_NONE &&
-        !ie__may(conn, IE__MAY_QUERY, server->record.topic.bytes, server->record.topic.size)) {
-        code = IE_BUS_CODE_DENIED;
-        reason = "no right to ask this topic";
-    }
-    if (code == IE_BUS_CODE_NONE && match.count == 0) {
-        code = IE_BUS_CODE_NO_SUBSCRIBERS;
-        reason = "nobody answers this topic";
-    }
+    if (code == IE_BUS_CODE_NONE)
+        code = query_match(conn, record, size, &match, &err);
     if (code != IE_BUS_CODE_NONE) {
         query_refuse(conn, frame->number, code, reason);
         return IE_OK;
@@ -629,11 +640,13 @@ ie__query_on_query(ie__conn *conn, const ie__frame *frame)
         query_new(conn, frame->number, wanted, wanted == 1 ? 1 : (uint32_t)match.count, timeout_ms);
     if (query == NULL) {
         query_refuse(conn, frame->number, IE_BUS_CODE_MEMORY, "no memory for a query");
-        return IE_OK;
+    } else if (match.count == 0) {
+        ie__admin_ask(server, query);
+    } else {
+        query_put_all(query, &match, timeout_ms, record, size);
+        if (query->open == 0)
+            query_end(query, IE_BUS_CODE_BUSY, "whoever answers this topic is too far behind");
     }
-    query_put_all(query, &match, timeout_ms, record, size);
-    if (query->open == 0)
-        query_end(query, IE_BUS_CODE_BUSY, "whoever answers this topic is too far behind");
     return IE_OK;
 }
 
@@ -715,6 +728,56 @@ ie__query_on_decline(ie__conn *conn, const ie__frame *frame)
     ask_failed(ask, reason.code,
                reason.text[0] != '\0' ? reason.text : ie_bus_code_text(reason.code));
     return IE_OK;
+}
+
+/* ---- answers of the bus itself -------------------------------------------------------------- */
+
+void
+ie__query_watch(ie__query *query, ie__query **watch)
+{
+    query->watch = watch;
+    *watch = query;
+}
+
+void
+ie__query_fail(ie__query *query, uint32_t code, const char *reason)
+{
+    query_end(query, code, reason);
+}
+
+void
+ie__query_answer(ie__query *query, const char *json, size_t bytes)
+{
+    ie__conn      *asker = query->asker;
+    ie_event       answer = IE_EVENT_INIT;
+    unsigned char *record;
+    size_t         size;
+
+    answer.topic = "bus"; /* the asker knows what it asked */
+    answer.data = json;
+    answer.data_bytes = bytes;
+    size = ie__record_size(&answer);
+    if (bytes > asker->server->options.data_bytes_max) {
+        query_end(query, IE_BUS_CODE_TOO_BIG, "the answer is too big: ask for less (limit)");
+        return;
+    }
+    record = ie__alloc(size);
+    if (record == NULL) {
+        query_end(query, IE_BUS_CODE_MEMORY, "no memory for the answer");
+        return;
+    }
+    (void)ie__record_put(record, &answer);
+    query->answers++;
+    if (asker_has_room(asker, size + IE__PREFIX_BYTES))
+        send_record(asker, IE__ANSWER, query->entry.number, NULL, 0, record, size, NULL);
+    ie__free(record);
+    query_end(query, IE_BUS_CODE_NONE, NULL);
+}
+
+size_t
+ie__query_panel_members(const ie__topic_entry *entry)
+{
+    return ((const ie__panel *)(const void *)entry)->member_count;
 }
 
 /* ---- the end of a connection, and of the server --------------------------------------------- */

@@ -28,6 +28,15 @@ ie_status ie__query_on_cancel(ie__conn *conn, const ie__frame *frame);
 ie_status ie__query_on_reply(ie__conn *conn, const ie__frame *frame);
 ie_status ie__query_on_decline(ie__conn *conn, const ie__frame *frame);
 
+/* -- for who answers inside the bus; each ends the query -- */
+/* The answer is JSON. Too big for the bus's limits, or for memory: the query fails with that. */
+void ie__query_answer(ie__query *query, const char *json, size_t bytes);
+void ie__query_fail(ie__query *query, uint32_t code, const char *reason);
+/* Who answers later watches the query by a pointer of its own, which becomes NULL when it ends. */
+void ie__query_watch(ie__query *query, ie__query **watch);
+/* How many serve the pattern of this entry of server->queries.topics. */
+size_t ie__query_panel_members(const ie__topic_entry *entry);
+
 /* The connection is about to go: what it asked is forgotten, what it was asked has no answer. */
 void ie__query_leave(ie__conn *conn);
 

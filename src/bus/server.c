@@ -436,6 +436,7 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     ie__reload_begin(server, &imported);
     server->options = imported;
     server->name = ie__strdup(name);
+    server->started_ms = ie__wall_ms(&ie__system_clock);
     server->topics = ie__topics_new();
     server->group_buckets = GROUP_BUCKETS;
     server->groups = ie__calloc(GROUP_BUCKETS, sizeof(ie__group *));

@@ -112,6 +112,8 @@ struct ie__conn {
     size_t         delivery_count;
     size_t         delivery_max;   /* a power of two, or 0 */
     uint32_t       delivery_first; /* number of the one at the head */
+    uint64_t       id;             /* for administrators; never 0 and never used again */
+    uint64_t       bytes_in;       /* since it came */
     ie__responder *responders;
     ie__numbers    queries;      /* that it asks, by its numbers */
     ie__numbers    asks;         /* that it was asked, by ours */
@@ -211,8 +213,9 @@ struct ie_bus_server {
     ie__group           **groups; /* by name and pattern */
     size_t                group_buckets;
     ie__queries           queries;
-    ie__record            record; /* the publish in hand */
-    ie_bus_server_stats   stats;  /* the thread's own */
+    int64_t               started_ms; /* wall clock */
+    ie__record            record;     /* the publish in hand */
+    ie_bus_server_stats   stats;      /* the thread's own */
     uint32_t              drain_ms;
     bool                  is_draining;
     bool                  subscribers_told; /* everyone was sent home, not only publishers */

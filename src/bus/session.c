@@ -563,6 +563,7 @@ conn_on_data(void *owner, unsigned char *bytes, size_t size)
     if (conn->state == IE__CONN_ENDED)
         return;
     conn->heard_ms = now_ms(conn);
+    conn->bytes_in += size;
     conn->pings = 0;
     if (conn->eb1 != NULL && ie__eb1_is_web(conn->eb1)) {
         ie__eb1_web_data(conn, bytes, size);
@@ -683,7 +684,7 @@ ie__conn_accept(ie_bus_server *server, ie__listener *listener)
     ie__accept_enlist(conn);
     limit = accept_fault(server, conn);
     if (limit == NULL) {
-        server->stats.accepted++;
+        conn->id = ++server->stats.accepted;
         return;
     }
     server->stats.refused++;

@@ -450,3 +450,39 @@ ie__topics_pattern(char out[IE_TOPIC_BYTES_MAX + 1], const ie__topic_entry *entr
     }
     memmove(out, out + at, IE_TOPIC_BYTES_MAX + 1 - at);
 }
+
+/* ---- looking -------------------------------------------------------------------------------- */
+
+const ie__topic_entry *
+ie__topics_find(const ie__topics *topics, const char *pattern)
+{
+    const ie__topic_node *node = topics->root;
+    size_t                left = strlen(pattern);
+
+    for (;;) {
+        const size_t bytes = word_length(pattern, left);
+
+        node = node_child(topics, node, ie__hash(pattern, bytes), pattern, bytes);
+        if (node == NULL)
+            return NULL;
+        if (bytes == left)
+            return node->entries;
+        pattern += bytes + 1;
+        left -= bytes + 1;
+    }
+}
+
+void
+ie__topics_each(const ie__topics *topics,
+                void (*each)(void *user, const char *pattern, const ie__topic_entry *entries),
+                void *user)
+{
+    char pattern[IE_TOPIC_BYTES_MAX + 1];
+
+    for (size_t i = 0; i < topics->bucket_count; i++)
+        for (const ie__topic_node *node = topics->buckets[i]; node != NULL; node = node->chain)
+            if (node->entries != NULL) {
+                ie__topics_pattern(pattern, node->entries);
+                each(user, pattern, node->entries);
+            }
+}

@@ -44,4 +44,12 @@ void ie__topics_pattern(char out[IE_TOPIC_BYTES_MAX + 1], const ie__topic_entry 
 ie_status ie__topics_match(ie__topic_match *out, ie__topics *topics, const void *topic,
                            size_t bytes, ie_error *err);
 
+/* The first entry of exactly this pattern; NULL: none has it. */
+const ie__topic_entry *ie__topics_find(const ie__topics *topics, const char *pattern);
+/* Call each for every pattern that has entries, in no particular order. Nothing may be added or
+ * removed meanwhile. */
+void ie__topics_each(const ie__topics *topics,
+                     void (*each)(void *user, const char *pattern, const ie__topic_entry *entries),
+                     void *user);
+
 #endif
