@@ -43,10 +43,20 @@ typedef void (*ie_bus_status_fn)(void *user, const ie_bus_client_status *status)
 #define IE_BUS_CLIENT_FAIL_OFFLINE 0x1u
 /** Publishes go on being queued, and are sent again with the same id, over a lost connection: what
  *  was not answered is published again after reconnecting. Duplicates are possible; a bus that
- *  stores recognises them. */
+ *  stores recognises them. Not together with IE_BUS_CLIENT_FAIL_OFFLINE. */
 #define IE_BUS_CLIENT_REPUBLISH 0x2u
 
-/** On which thread handlers run (answers of publishes and status changes: always the client's). */
+/**
+ * On which thread handlers of events and questions run (answers of publishes and queries, and
+ * status changes: always the client's own).
+ *
+ * With THREAD and CALLER what has arrived waits for its handler in the client: as many
+ * unanswered deliveries as their credit allows, and 8 MiB altogether. Beyond that the client stops
+ * reading, and the bus feels it; heartbeats go on. While some thread waits for an answer
+ * (publish_wait, query_wait), reading goes on up to 64 MiB, because the answer is behind the
+ * events. What waits unanswered when the connection is lost is forgotten: the bus gives it out
+ * again.
+ */
 typedef enum ie_bus_dispatch {
     IE_BUS_DISPATCH_INLINE = 0, /* the client's own: fastest; a handler must not block */
     IE_BUS_DISPATCH_THREAD = 1, /* a second thread of the client: handlers may take their time,
@@ -165,9 +175,9 @@ IE_API ie_status ie_bus_client_publish_wait(ie_bus_client *client, const ie_even
                                             uint32_t flags, uint32_t timeout_ms, ie_error *err);
 
 /**
- * Handles one event, on the client's thread; everything in @p event is borrowed for the call.
- * While it runs, nothing else of this client does: a handler that takes long belongs on a thread
- * of its own.
+ * Handles one event, on the thread that ie_bus_dispatch says; everything in @p event is borrowed
+ * for the call. With IE_BUS_DISPATCH_INLINE nothing else of this client runs meanwhile: a handler
+ * that takes long wants IE_BUS_DISPATCH_THREAD. Handlers of one client never run side by side.
  *
  * @return IE_OK: handled. On an acknowledged subscription anything else reaches the publisher, and
  *         an outbox behind it acts on it: IE_EREFUSED: never again (dead letter at once);
@@ -185,7 +195,8 @@ typedef ie_status (*ie_bus_event_fn)(void *user, const ie_event *event);
  *  while it is there and has no place in the log. */
 #define IE_BUS_SUBSCRIBE_EPHEMERAL 0x4u
 /** The handler's return does not answer; ie_bus_client_ack() or _nack() does, later, from any
- *  thread. */
+ *  thread. It needs on_delivery, which is told the token. Without a group it means
+ *  IE_BUS_SUBSCRIBE_ACK too. */
 #define IE_BUS_SUBSCRIBE_MANUAL 0x8u
 
 /**
@@ -226,7 +237,7 @@ typedef struct ie_bus_subscription {
     ie_bus_delivery_fn on_delivery; /* or none with IE_BUS_DISPATCH_CALLER: ie_bus_client_next() */
     void              *user;
     int64_t            start_at; /* a position, or UTC milliseconds; see start */
-    ie_bus_start       start;    /* of a durable group */
+    ie_bus_start       start;    /* where a durable group begins that does not exist yet */
     ie_bus_selection   selection;
     uint32_t           flags;          /* IE_BUS_SUBSCRIBE_... */
     uint32_t           credit;         /* unanswered deliveries; the client's default */
@@ -237,9 +248,19 @@ typedef struct ie_bus_subscription {
 IE_API void ie_bus_subscription_init(ie_bus_subscription *subscription, size_t size);
 #define IE_BUS_SUBSCRIPTION_INIT(s) ie_bus_subscription_init((s), sizeof *(s))
 
-/** As ie_bus_client_subscribe(), with every choice. On a bus that stores, a subscription with a
- *  group (without IE_BUS_SUBSCRIBE_EPHEMERAL) is durable: the group's place in the log stays when
- *  its members go, and what comes meanwhile waits. */
+/**
+ * As ie_bus_client_subscribe(), with every choice. On a bus that stores, a subscription with a
+ * group (without IE_BUS_SUBSCRIBE_EPHEMERAL) is durable: the group's place in the log stays when
+ * its members go, and what comes meanwhile waits.
+ *
+ * start counts when the group is made, and only then: a program that is started again with the
+ * same options, another member, and this client after a lost connection go on where the group
+ * stands. To move a group that exists is an administrator's act. A bus without storage ignores
+ * what belongs to a log (start, ack_timeout_ms, attempts_max, IE_BUS_SUBSCRIBE_EPHEMERAL); for
+ * start the client logs a warning.
+ *
+ * @return as ie_bus_client_subscribe(); IE_EINVAL also for choices that exclude each other.
+ */
 IE_API ie_status ie_bus_client_subscribe_with(ie_bus_client             *client,
                                               const ie_bus_subscription *subscription, uint32_t *id,
                                               ie_error *err);
@@ -266,8 +287,8 @@ IE_API ie_status ie_bus_client_nack(ie_bus_client *client, uint64_t token, ie_st
 
 /* -- IE_BUS_DISPATCH_CALLER -- */
 
-/** A descriptor that is readable while deliveries or questions wait. Borrowed; -1 with any other
- *  dispatch. Threads: any. */
+/** A descriptor that is readable while deliveries or questions wait: poll it (or epoll, level
+ *  triggered), never read it. Borrowed; -1 with any other dispatch. Threads: any. */
 IE_API int ie_bus_client_fd(const ie_bus_client *client);
 
 /**
@@ -280,10 +301,11 @@ IE_API int ie_bus_client_fd(const ie_bus_client *client);
 IE_API size_t ie_bus_client_dispatch(ie_bus_client *client, size_t max, uint32_t timeout_ms);
 
 /**
- * Take the next delivery of a subscription that has no handler.
+ * Take the next delivery of a subscription that has no handler. What has handlers is not touched:
+ * ie_bus_client_dispatch() runs those.
  *
- * @param[out] event     borrowed until the next call of this or of dispatch. A delivery with a
- *                       token must be answered with ie_bus_client_ack() or _nack().
+ * @param[out] event     borrowed until the next call of this. A delivery with a token must be
+ *                       answered with ie_bus_client_ack() or _nack().
  * @param[out] delivery  may be NULL.
  * @return IE_OK; IE_ETIMEDOUT; IE_ECLOSED; IE_ESTATE (the client dispatches otherwise).
  * Threads: one at a time. Blocks: up to @p timeout_ms.
@@ -305,7 +327,8 @@ IE_API ie_status ie_bus_client_wait_subscribed(ie_bus_client *client, uint32_t t
  * End a subscription. After the return its handler does not run and is not called again.
  *
  * @return IE_OK or IE_ENOTFOUND.
- * Threads: any. Blocks: while handlers of this client run; not on the client's own thread.
+ * Threads: any. Blocks: while a handler of this subscription runs (INLINE: any handler); not in a
+ * handler, nor on the client's own thread.
  */
 IE_API ie_status ie_bus_client_unsubscribe(ie_bus_client *client, uint32_t id, ie_error *err);
 
@@ -403,7 +426,8 @@ IE_API ie_status ie_bus_client_decline(ie_bus_client *client, uint64_t token, co
  * then the connection is ended in order. Publishes still unanswered get IE_ECLOSED. No callback
  * runs after the return. NULL is accepted.
  *
- * Threads: any but the client's. Blocks: up to close_timeout_ms, and while a handler runs.
+ * Threads: any but the client's and those of handlers; a thread inside of ie_bus_client_dispatch()
+ * or _next() is sent back first. Blocks: up to close_timeout_ms, and while a handler runs.
  */
 IE_API void ie_bus_client_close(ie_bus_client *client);
 

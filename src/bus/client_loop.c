@@ -310,7 +310,7 @@ send_hello(ie_bus_client *client)
     ie__greeting_put(greeting, IE__SP_EB2_CLIENT);
     ie__client_write(client, greeting, sizeof greeting);
     ie__build_begin(&b, &buffer, IE__HELLO, 0);
-    ie__build_u32(&b, IE__F_CAPABILITIES, IE__CAP_QUERIES);
+    ie__build_u32(&b, IE__F_CAPABILITIES, IE__CAP_STORAGE | IE__CAP_QUERIES);
     ie__build_text(&b, IE__F_NAME, client->name);
     ie__build_u32(&b, IE__F_MESSAGE_BYTES, IE__MESSAGE_MAX);
     ie__build_u32(&b, IE__F_PING_MS, client->options.ping_interval_ms);
