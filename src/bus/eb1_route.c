@@ -318,8 +318,7 @@ ie__eb1_route(ie__eb1 *from, unsigned char *message, size_t size)
         ie__eb1_drop(from, "the bus itself takes no data");
     else if (header != (is_event ? IE__EB1_HEADER_EVENT : IE__EB1_HEADER))
         ie__eb1_drop(from, "its header has the wrong length for its kind");
-    else if (server->net.memory_bytes + server->held_bytes + size >
-             server->options.memory_bytes_max)
+    else if (ie__server_memory(server) + size > server->options.memory_bytes_max)
         ie__eb1_drop(from, "memory_bytes_max is reached");
     else if (is_event)
         route_event(from, message, size);

@@ -574,8 +574,7 @@ query_check(const ie__conn *conn, uint32_t timeout_ms, size_t size, const char *
         *reason = "queries_in_flight_max is reached";
         return IE_BUS_CODE_LIMIT;
     }
-    if (server->net.memory_bytes + server->held_bytes + server->queries.bytes + size >
-        server->options.memory_bytes_max) {
+    if (ie__server_memory(server) + size > server->options.memory_bytes_max) {
         *reason = "memory_bytes_max is reached";
         return IE_BUS_CODE_MEMORY;
     }

@@ -462,7 +462,7 @@ publish_check(const ie__conn *conn, const ie__topic_match *match, uint32_t flags
         return IE_BUS_CODE_NO_SUBSCRIBERS;
     if (*groups != 0 && conn->held_count >= server->options.publishes_in_flight_max)
         return IE_BUS_CODE_LIMIT;
-    if (server->net.memory_bytes + server->held_bytes + size > server->options.memory_bytes_max)
+    if (ie__server_memory(server) + size > server->options.memory_bytes_max)
         return IE_BUS_CODE_MEMORY;
     return IE_BUS_CODE_NONE;
 }

@@ -276,8 +276,7 @@ ie__server_show(ie_bus_server *server)
     server->stats.groups = server->group_count;
     server->stats.out_bytes = server->net.pending_bytes;
     server->stats.held_events = server->held_count;
-    server->stats.memory_bytes =
-        server->net.memory_bytes + server->held_bytes + server->queries.bytes;
+    server->stats.memory_bytes = ie__server_memory(server);
     server->stats.queries_now = server->queries.count;
     server->stats.bytes_in = server->net.bytes_in;
     server->stats.bytes_out = server->net.bytes_out;

@@ -128,6 +128,7 @@ struct ie__conn {
     int64_t        heard_ms;
     int64_t        partial_ms; /* since when a frame is unfinished; 0: none is */
     ie__framer     framer;
+    size_t         in_bytes; /* what the framer holds, as counted for all */
     ie__conn_state state;
     bool           is_unix;
     bool           was_welcome; /* said hello, and got its answer */
@@ -207,6 +208,7 @@ struct ie_bus_server {
     uint32_t              group_count;
     uint64_t              held_count;
     uint64_t              held_bytes;
+    uint64_t              in_bytes; /* kept of messages that have not come whole */
     ie__topics           *topics;
     ie__eb1_bus          *eb1; /* NULL before the first eb/1 client */
     ie__guard            *guard;
@@ -243,6 +245,13 @@ ie_status ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *
 void      ie__bus_server_unmake(ie_bus_server *server);
 /* Start the timer that looks at the clocks, or start it anew after a change of the options. */
 void ie__bus_server_tick_start(ie_bus_server *server);
+
+/* All buffers together: what memory_bytes_max is about. */
+static inline uint64_t
+ie__server_memory(const ie_bus_server *server)
+{
+    return server->net.memory_bytes + server->held_bytes + server->in_bytes + server->queries.bytes;
+}
 
 /* ---- accept.c ---- */
 

@@ -216,6 +216,7 @@ ie__conn_end(ie__conn *conn)
     if (conn->next != NULL)
         conn->next->prev = conn->prev;
     server->conn_count--;
+    server->in_bytes -= conn->in_bytes;
     ie__framer_fini(&conn->framer);
     ie__free(conn->deliveries);
     ie__free(conn->name);
@@ -505,6 +506,10 @@ conn_on_message(void *user, unsigned char *message, size_t bytes)
     if (conn->state == IE__CONN_ENDED)
         return IE_ECLOSED;
     conn->partial_ms = 0;
+    if (conn->in_bytes != 0) { /* it is whole: whoever keeps it now counts it */
+        conn->server->in_bytes -= conn->in_bytes;
+        conn->in_bytes = 0;
+    }
     if (conn->eb1 != NULL)
         return ie__eb1_message(conn, message, bytes);
     if (ie__frame_parse(&frame, message, bytes, &err) != IE_OK)
@@ -550,6 +555,23 @@ conn_on_greeting(void *user, const unsigned char bytes[IE__GREETING_BYTES])
     return IE_ECLOSED;
 }
 
+/* A message that comes in pieces is held until it is whole: many of them are a way to fill the
+ * bus's memory. Small ones do not matter, and large ones end here when it is full. */
+static void
+conn_count_input(ie__conn *conn)
+{
+    ie_bus_server *server = conn->server;
+    const size_t   held = conn->framer.capacity;
+
+    if (held == conn->in_bytes)
+        return;
+    server->in_bytes += held - conn->in_bytes;
+    conn->in_bytes = held;
+    if (held > IE__NET_READ_BYTES && ie__server_memory(server) > server->options.memory_bytes_max)
+        ie__conn_doom(conn, IE_BUS_CODE_MEMORY,
+                      "memory_bytes_max is reached, and its message is large");
+}
+
 static const ie__framer_ops FRAMER_OPS = {conn_on_greeting, conn_on_message};
 
 static void
@@ -572,6 +594,7 @@ conn_on_data(void *owner, unsigned char *bytes, size_t size)
     status = ie__framer_push(&conn->framer, bytes, size, &FRAMER_OPS, conn, &err);
     if (status == IE_ESTATE) { /* what looked like a greeting was the beginning of HTTP */
         ie__framer_fini(&conn->framer);
+        conn_count_input(conn);
         ie__eb1_web_data(conn, bytes + (IE__GREETING_BYTES - before),
                          size - (IE__GREETING_BYTES - before));
         return;
@@ -590,6 +613,7 @@ conn_on_data(void *owner, unsigned char *bytes, size_t size)
         conn->is_foreign = true;
         conn->server->stats.protocol_errors++;
     }
+    conn_count_input(conn);
     if (conn->state != IE__CONN_ENDED && ie__framer_is_midway(&conn->framer) &&
         conn->partial_ms == 0)
         conn->partial_ms = conn->heard_ms;
