@@ -47,6 +47,31 @@ bus_stats(ie_bus_server *server)
     return stats;
 }
 
+typedef struct stat_wanted {
+    ie_bus_server *server;
+    size_t         offset;
+    uint64_t       value;
+} stat_wanted;
+
+static bool
+stat_is_there(void *arg)
+{
+    const stat_wanted        *w = arg;
+    const ie_bus_server_stats stats = bus_stats(w->server);
+    uint64_t                  value;
+
+    memcpy(&value, (const char *)&stats + w->offset, sizeof value);
+    return value == w->value;
+}
+
+bool
+bus_stat_becomes(ie_bus_server *server, size_t offset, uint64_t value)
+{
+    stat_wanted w = {server, offset, value};
+
+    return poll_until(stat_is_there, &w, WAIT_MS);
+}
+
 int
 raw_connect(const ie_bus_server *server)
 {

@@ -138,10 +138,10 @@ START_TEST(a_crowd_connects_at_once_and_costs_little)
     ck_assert_msg(read(report[0], &took_ms, sizeof took_ms) == (ssize_t)sizeof took_ms,
                   "not everybody was served");
     full_kib = rss_kib();
-    ck_assert_uint_eq(bus_stats(server).connections, count);
-    ck_assert_uint_eq(bus_stats(server).subscriptions, count);
+    CK_BUS_STAT(server, connections, count);
+    CK_BUS_STAT(server, subscriptions, count);
     ck_assert_uint_eq(bus_stats(server).refused, 0);
-    ck_assert_uint_eq(bus_stats(server).timed_out, 0);
+    CK_BUS_STAT(server, timed_out, 0);
     printf("%zu connections with a subscription: served in %ld ms, %.2f KiB each\n", count, took_ms,
            (double)(full_kib - empty_kib) / (double)count);
     ck_assert_int_lt(took_ms, WAIT_MS);
@@ -204,7 +204,7 @@ START_TEST(with_a_place_left_the_silent_have_their_time)
         (void)close(raw_open(server));
     poller.fd = silent[0];
     ck_assert_int_eq(poll(&poller, 1, 600), 0); /* longer than the grace under pressure */
-    ck_assert_uint_eq(bus_stats(server).timed_out, 0);
+    CK_BUS_STAT(server, timed_out, 0);
     for (int i = 0; i < 3; i++)
         (void)close(silent[i]);
     ie_bus_server_close(server);

@@ -443,7 +443,7 @@ START_TEST(byte_by_byte_peers_cost_nobody_anything_and_end_in_time)
         } while (recv(fds[i], &byte, 1, 0) > 0);
         (void)close(fds[i]);
     }
-    ck_assert_uint_eq(bus_stats(server).timed_out, LORIS);
+    CK_BUS_STAT(server, timed_out, LORIS);
     ck_assert_int_lt(beside_us, 50000 + 10 * alone_us);
     honest_close(&h);
     ie_bus_server_close(server);
@@ -493,8 +493,8 @@ START_TEST(slow_consumers_are_cut_or_paused_and_nobody_else_notices)
     beside_us = honest_p99_us(&h, 2000); /* the members are paused, their queues full */
     printf("p99 of an honest event: %lld us alone, %lld us beside %d that do not read\n",
            (long long)alone_us, (long long)beside_us, SLOW);
-    ck_assert_uint_eq(bus_stats(server).slow_closed, SLOW / 2);
-    ck_assert_uint_eq(bus_stats(server).connections, 3 + SLOW / 2);
+    CK_BUS_STAT(server, slow_closed, SLOW / 2);
+    CK_BUS_STAT(server, connections, 3 + SLOW / 2);
     ck_assert_uint_le(bus_stats(server).out_bytes, 2u * (SLOW / 2) << 20);
     ck_assert_int_lt(beside_us, 20000 + 10 * alone_us);
     for (int i = 0; i < SLOW; i++)
@@ -597,7 +597,7 @@ START_TEST(half_open_peers_are_closed_in_time)
     ck_assert_msg(poll_until(nobody_is_there, server, WAIT_MS), "half-open peers stay");
     printf("20 half-open peers: closed within %lld ms\n",
            (long long)((ie__mono_ns() - began_ns) / MS));
-    ck_assert_uint_eq(bus_stats(server).groups, 0);
+    CK_BUS_STAT(server, groups, 0);
     ck_assert(loopback_set(true));
     (void)close(raw_open(server)); /* and it serves as before */
     for (int i = 0; i < 20; i++)
