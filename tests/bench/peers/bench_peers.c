@@ -34,11 +34,7 @@
 #define IDLE_MAX 20000
 
 static const peers_peer *const PEERS[] = {
-    &PEERS_IE,
-#ifdef IE_BENCH_EB1
-    &PEERS_EB1,
-#endif
-    &PEERS_RELAY,
+    &PEERS_IE,        &PEERS_EB1, &PEERS_RELAY,
 #ifdef IE_BENCH_NATS
     &PEERS_NATS,
 #endif

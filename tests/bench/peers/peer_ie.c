@@ -185,7 +185,6 @@ store(peers_run *run)
 
 /* ---- queries ---- */
 
-#ifdef IE_BENCH_QUERIES
 static ie_bus_client *responder;
 
 static void
@@ -296,12 +295,6 @@ ask(peers_run *run)
         (void)pthread_cond_wait(&self->changed, &self->mutex);
     (void)pthread_mutex_unlock(&self->mutex);
 }
-#define SERVE serve
-#define ASK   ask
-#else
-#define SERVE NULL
-#define ASK   NULL
-#endif
 
 /* ---- an idle connection, by hand: a client of ours would bring a thread ---- */
 
@@ -330,8 +323,8 @@ const peers_peer PEERS_IE = {
     .subscribe = subscribe,
     .publish = publish,
     .store = store,
-    .serve = SERVE,
-    .ask = ASK,
+    .serve = serve,
+    .ask = ask,
     .idle = idle,
 };
 
