@@ -153,6 +153,7 @@ cli_exit cli_db_open(sqlite3 **db, const char *path);
 
 /* ---- the commands ---- */
 
+extern const cli_flag cli_bench_bus_flags[];
 extern const cli_flag cli_bus_flags[];
 extern const cli_flag cli_relay_flags[];
 extern const cli_flag cli_publish_flags[];
@@ -166,6 +167,7 @@ extern const cli_flag cli_why_flags[];
 extern const cli_flag cli_migrate_status_flags[];
 extern const cli_flag cli_migrate_sql_flags[];
 
+cli_exit cli_bench_bus(cli *self);
 cli_exit cli_bus(cli *self);
 cli_exit cli_relay(cli *self);
 cli_exit cli_publish(cli *self);

@@ -63,6 +63,13 @@ const cli_command cli_commands[] = {
      "  ie outbox discard app.db 019a1b2c-0000-7000-8000-000000000000 --reason 'paid by hand'\n"
      "  ie outbox discard app.db --state retrying --key order-1 --all\n",
      cli_outbox_discard},
+    {"bench bus", "", "measure a bus: rates, times from end to end, losses", 0, 0,
+     cli_bench_bus_flags,
+     "  ie bench bus\n"
+     "  ie bench bus --mode fanout --subscribers 16 --size 1KiB --histogram\n"
+     "  ie bench bus --mode durable --data /var/tmp/ie-bench\n"
+     "  ie bench bus --to socket://127.0.0.1:9100 --mode latency --rate 5000 --json\n",
+     cli_bench_bus},
     {"migrate up", "DB", "create or update the tables; a missing file is made (WAL)", 1, 1,
      JSON_ONLY, "  ie migrate up app.db\n", cli_migrate_up},
     {"migrate status", "DB", "which migrations the database has", 1, 1, cli_migrate_status_flags,

@@ -609,6 +609,46 @@ class Outbox(Case):
             self.assertIn(b"cannot write to standard output", done.stderr)
 
 
+class Bench(Case):
+    def test_every_mode_loses_nothing_and_says_what_it_took(self):
+        said = json.loads(self.ie("bench", "bus", "--count", "300", "--subscribers", "3", "--publishers", "2",
+                                  "--json"))
+        modes = {result["mode"]: result for result in said["results"]}
+        self.assertEqual(list(modes), ["publish", "fanout", "group", "query", "latency"])
+        for name, result in modes.items():
+            self.assertEqual(result["sent"], 600, name)
+            self.assertEqual(result["arrived"], 1800 if name in ("publish", "fanout", "latency") else 600, name)
+            self.assertEqual((result["lost"], result["refused"], result["disordered"]), (0, 0, 0), name)
+            times = result["ns"]
+            self.assertTrue(0 < times["p50"] <= times["p90"] <= times["p99"] <= times["p99_9"] <= times["max"], name)
+            self.assertEqual(sum(bucket["count"] for bucket in result["histogram"]), result["arrived"], name)
+            self.assertGreater(result["per_second"], 0, name)
+
+    def test_a_bus_elsewhere_and_a_table(self):
+        _, url = self.bus()
+        row = self.ie("bench", "bus", "--to", url, "--mode", "publish", "--count", "100", "--size", "1KiB").split("\t")
+        self.assertEqual(row[:4], ["publish", "1:1", "1024", "100"])
+        self.assertEqual(row[-1], "0\n")
+        said = self.ie("bench", "bus", "--to", url, "--mode", "query", "--count", "50", "--histogram")
+        self.assertIn("query, question to answer:\n  up to", said)
+
+    def test_a_steady_rate_takes_its_time_and_a_duration_ends_it(self):
+        said = json.loads(self.ie("bench", "bus", "--mode", "latency", "--rate", "500", "--duration", "500ms", "--json"))
+        result = said["results"][0]
+        self.assertGreaterEqual(result["took_us"], 300000)
+        self.assertLessEqual(result["sent"], 251)
+
+    def test_what_is_wrong_is_said(self):
+        for words, said, code in (
+                (("--mode", "fanuot"), "did you mean 'fanout'", 2),
+                (("--mode", "durable"), "needs --data DIR", 2),
+                (("--size", "23"), "from 24 bytes to 1MiB", 2),
+                (("--publishers", "65"), "is not a number from 1 to 64", 2),
+                (("--to", "socket://127.0.0.1:1", "--data", "d"), "--to names another", 2)):
+            self.ie("bench", "bus", *words, code=code)
+            self.assertIn(said, self.err)
+
+
 class Bus(Case):
     def test_the_main_job_from_a_transaction_to_a_subscriber(self):
         self.migrated()
