@@ -198,7 +198,8 @@ add_pattern(void *user, const char *pattern, const ie__topic_entry *entries)
     if (!page_wants(to->page))
         return;
     for (const ie__topic_entry *entry = entries; entry != NULL; entry = entry->next) {
-        const bool is_group = ((const ie__target *)(const void *)entry)->is_group;
+        const ie__target *target = (const ie__target *)(const void *)entry;
+        const bool        is_group = target->is_group || target->is_eb1;
 
         live += !is_group;
         groups += is_group;

@@ -73,9 +73,14 @@ ids_grow(ie__eb1_bus *bus)
 
     if (grown == NULL)
         return;
-    for (ie__eb1 *eb1 = bus->sessions; eb1 != NULL; eb1 = eb1->next) {
-        eb1->chain = grown[eb1->id & (buckets - 1)];
-        grown[eb1->id & (buckets - 1)] = eb1;
+    for (size_t i = 0; i < bus->id_buckets; i++) {
+        while (bus->ids[i] != NULL) {
+            ie__eb1 *eb1 = bus->ids[i];
+
+            bus->ids[i] = eb1->chain;
+            eb1->chain = grown[eb1->id & (buckets - 1)];
+            grown[eb1->id & (buckets - 1)] = eb1;
+        }
     }
     ie__free(bus->ids);
     bus->ids = grown;
@@ -94,36 +99,46 @@ id_next(ie__eb1_bus *bus)
     return id;
 }
 
-static void
-id_take(ie__eb1_bus *bus, ie__eb1 *eb1)
+void
+ie__eb1_id_take(ie__eb1_bus *bus, ie__eb1 *eb1)
 {
     if (bus->id_count >= bus->id_buckets)
         ids_grow(bus);
     eb1->id = id_next(bus);
     eb1->chain = bus->ids[eb1->id & (bus->id_buckets - 1)];
     bus->ids[eb1->id & (bus->id_buckets - 1)] = eb1;
-    eb1->next = bus->sessions;
-    if (bus->sessions != NULL)
-        bus->sessions->prev = eb1;
-    bus->sessions = eb1;
     bus->id_count++;
 }
 
-static void
-id_give_back(ie__eb1_bus *bus, ie__eb1 *eb1)
+void
+ie__eb1_id_give_back(ie__eb1_bus *bus, ie__eb1 *eb1)
 {
     ie__eb1 **link = &bus->ids[eb1->id & (bus->id_buckets - 1)];
 
     while (*link != eb1)
         link = &(*link)->chain;
     *link = eb1->chain;
+    bus->id_count--;
+}
+
+static void
+session_list(ie__eb1_bus *bus, ie__eb1 *eb1)
+{
+    eb1->next = bus->sessions;
+    if (bus->sessions != NULL)
+        bus->sessions->prev = eb1;
+    bus->sessions = eb1;
+}
+
+static void
+session_unlist(ie__eb1_bus *bus, ie__eb1 *eb1)
+{
     if (eb1->prev != NULL)
         eb1->prev->next = eb1->next;
     else
         bus->sessions = eb1->next;
     if (eb1->next != NULL)
         eb1->next->prev = eb1->prev;
-    bus->id_count--;
 }
 
 /* ---- output --------------------------------------------------------------------------------- */
@@ -201,8 +216,9 @@ ie__eb1_drop_unsent(ie__conn *conn)
     const size_t before = count_unsent(conn);
 
     ie__stream_drop_unsent(conn->stream);
+    /* It stays a member until something is sent to it, or this turn ends: whoever walks over the
+     * index of topics now must not lose an event under its feet. */
     count_lost(conn, before - count_unsent(conn));
-    ie__eb1_leave(conn->eb1); /* what is sent from here on finds the others */
 }
 
 /* May so much more wait for it? Who does not read is ended. */
@@ -267,14 +283,14 @@ ie__eb1_send(ie__eb1 *to, ie__eb1_out *out)
     at += prefix_bytes;
     memcpy(at, out->head, out->head_bytes);
     to->is_silent = false;
-    if (is_shared) {
-        if (ie__stream_write_blob(conn->stream, out->blob) == IE_OK)
-            return true;
+    if (!is_shared && out->data_bytes != 0)
+        memcpy(at + out->head_bytes, out->data, out->data_bytes);
+    if (is_shared && ie__stream_write_blob(conn->stream, out->blob) != IE_OK) {
         ie__conn_doom(conn, IE_BUS_CODE_MEMORY, "no memory for its output");
         return false;
     }
-    if (out->data_bytes != 0)
-        memcpy(at + out->head_bytes, out->data, out->data_bytes);
+    if (out->from != NULL && out->from != conn)
+        ie__stall_check(out->from, conn);
     return true;
 }
 
@@ -409,7 +425,8 @@ ie__eb1_enter(ie__eb1 *eb1)
     ie__accept_known(conn);
     conn->server->stats.eb1_connections++;
     ie__stream_keepalive(conn->stream, KEEPALIVE_S);
-    id_take(conn->server->eb1, eb1);
+    ie__eb1_id_take(conn->server->eb1, eb1);
+    session_list(conn->server->eb1, eb1);
     eb1->begun_ms = now_ms(conn);
     send_control(eb1, IE__EB1_CONTROL | IE__EB1_ASSIGN);
     eb1->is_silent = true;
@@ -465,7 +482,8 @@ ie__eb1_end(ie__conn *conn)
 
     ie__eb1_leave(eb1);
     if (eb1->id != 0) {
-        id_give_back(conn->server->eb1, eb1);
+        ie__eb1_id_give_back(conn->server->eb1, eb1);
+        session_unlist(conn->server->eb1, eb1);
         conn->server->stats.eb1_connections--;
     }
     if (!is_cut && eb1->web != NULL)

@@ -38,16 +38,20 @@ struct ie__eb1 {
     bool            is_silent;  /* it has said nothing, and got nothing but its id */
     bool            is_invited; /* got the older revision's assignment too */
     bool            is_old;     /* ... and answered it */
+    bool            is_alias; /* the id of a connection of eb/2; most of the above means nothing */
 };
 
 /* Members in the order in which they registered. */
 struct ie__eb1_event {
-    ie__eb1_event *chain; /* same bucket */
+    ie__target     target; /* first: a topic of the same name, where there is one */
+    ie__eb1_event *chain;  /* same bucket */
     ie__eb1      **members;
     uint32_t       count;
     uint32_t       max;
     uint32_t       turn; /* whose it is next */
     uint32_t       id;
+    bool           has_subscribers; /* in eb/2, */
+    uint64_t       generation;      /* when the index of topics was like this */
 };
 
 struct ie__eb1_bus {
@@ -82,6 +86,7 @@ void     ie__eb1_enter(ie__eb1 *eb1);
 ie__eb1 *ie__eb1_find(const ie__eb1_bus *bus, uint32_t id);
 /* What goes to one receiver, or to many. */
 typedef struct ie__eb1_out {
+    ie__conn            *from; /* held back for a moment while the receiver is behind; or NULL */
     const unsigned char *head; /* 12 or 20 bytes, or more */
     const unsigned char *data;
     ie__blob            *blob; /* of data, made when first shared; the caller unrefs it */
@@ -93,13 +98,41 @@ bool ie__eb1_send(ie__eb1 *to, ie__eb1_out *out);
 /* Nobody gets this message; counted, and logged at times. */
 void ie__eb1_drop(ie__eb1 *from, const char *why);
 
+/* Ids; an alias has one, too, and no session. */
+void ie__eb1_id_take(ie__eb1_bus *bus, ie__eb1 *eb1);
+void ie__eb1_id_give_back(ie__eb1_bus *bus, ie__eb1 *eb1);
+
 /* ---- eb1_route.c ---- */
+
+typedef enum ie__eb1_how { IE__EB1_ANY, IE__EB1_BY_KEY, IE__EB1_IN_TURN } ie__eb1_how;
+/* To one member that can take it; head[8..] becomes its id. False: there is none. */
+bool ie__eb1_event_send(ie__eb1_bus *bus, uint32_t id, ie__eb1_how how, uint64_t key,
+                        ie__eb1_out *out, unsigned char head[IE__EB1_HEADER]);
 
 void ie__eb1_register(ie__eb1 *eb1, uint32_t event);
 /* A member of nothing any more. */
 void ie__eb1_leave(ie__eb1 *eb1);
 /* A data message: header checked to be whole. */
 void ie__eb1_route(ie__eb1 *from, unsigned char *message, size_t size);
+
+/* ---- eb1_topics.c: where eb/1 meets eb/2 ---- */
+
+/* The event is a topic: it can be found by who publishes. */
+void ie__eb1_event_index(ie_bus_server *server, ie__eb1_event *event);
+/* A message to an event, for its topic's subscribers; event NULL: it has no members. False: nobody
+ * there has it. */
+bool ie__eb1_to_topic(ie__eb1 *from, ie__eb1_event *event, const unsigned char *message,
+                      size_t size);
+/* A direct message to an alias. False: nobody has it. */
+bool ie__eb1_to_alias(ie__eb1 *from, const ie__eb1 *alias, const unsigned char *message,
+                      size_t size);
+/* For route.c: has this event of eb/1 a member that is alive; would the data fit? */
+bool ie__eb1_event_takes(const ie__target *target);
+bool ie__eb1_event_fits(size_t data_bytes);
+/* The publish in hand (server->record) goes to one member. False: none could take it. */
+bool ie__eb1_from_topic(ie__target *target, ie__conn *publisher);
+/* For session.c: a connection of eb/2 ends. */
+void ie__eb1_alias_free(ie__conn *conn);
 
 /* ---- eb1_web.c ---- */
 

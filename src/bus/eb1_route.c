@@ -61,8 +61,11 @@ event_get(ie__eb1_bus *bus, uint32_t id)
 }
 
 static void
-event_free(ie__eb1_bus *bus, ie__eb1_event *event)
+event_free(ie_bus_server *server, ie__eb1_event *event)
 {
+    ie__eb1_bus *bus = server->eb1;
+
+    ie__topics_remove(server->topics, &event->target.entry);
     *event_link(bus, event->id) = event->chain;
     bus->event_count--;
     ie__free(event->members);
@@ -70,7 +73,7 @@ event_free(ie__eb1_bus *bus, ie__eb1_event *event)
 }
 
 static void
-event_remove(ie__eb1_bus *bus, ie__eb1_event *event, const ie__eb1 *member)
+event_remove(ie_bus_server *server, ie__eb1_event *event, const ie__eb1 *member)
 {
     uint32_t at = 0;
 
@@ -84,7 +87,7 @@ event_remove(ie__eb1_bus *bus, ie__eb1_event *event, const ie__eb1 *member)
     if (event->turn >= event->count)
         event->turn = 0;
     if (event->count == 0)
-        event_free(bus, event);
+        event_free(server, event);
 }
 
 /* ---- membership ----------------------------------------------------------------------------- */
@@ -164,10 +167,12 @@ ie__eb1_register(ie__eb1 *eb1, uint32_t id)
         eb1->events[eb1->event_count++] = event;
         event->members[event->count++] = eb1;
         conn->server->sub_count++;
+        if (event->count == 1)
+            ie__eb1_event_index(conn->server, event);
         return;
     }
     if (event != NULL && event->count == 0)
-        event_free(bus, event);
+        event_free(conn->server, event);
     ie__conn_doom(conn, IE_BUS_CODE_MEMORY, "no memory for a registration");
 }
 
@@ -177,39 +182,37 @@ ie__eb1_leave(ie__eb1 *eb1)
     ie_bus_server *server = eb1->conn->server;
 
     while (eb1->event_count > 0) {
-        event_remove(server->eb1, eb1->events[--eb1->event_count], eb1);
+        event_remove(server, eb1->events[--eb1->event_count], eb1);
         server->sub_count--;
     }
 }
 
 /* ---- routing -------------------------------------------------------------------------------- */
 
-typedef enum mode { MODE_RANDOM, MODE_HASH, MODE_ROUND_ROBIN } mode;
-
-static mode
-mode_of(const ie__eb1 *from, const unsigned char *message)
+static ie__eb1_how
+how_of(const ie__eb1 *from, const unsigned char *message)
 {
     switch (message[3] & IE__EB1_COMMAND) {
-    case IE_EB1_HASH: return MODE_HASH;
+    case IE_EB1_HASH: return IE__EB1_BY_KEY;
     case IE_EB1_ROUND_ROBIN:
         if (!from->is_old)
-            return MODE_ROUND_ROBIN;
-        return ie__get64(message + IE__EB1_HEADER) != 0 ? MODE_HASH : MODE_RANDOM;
-    default: return MODE_RANDOM;
+            return IE__EB1_IN_TURN;
+        return ie__get64(message + IE__EB1_HEADER) != 0 ? IE__EB1_BY_KEY : IE__EB1_ANY;
+    default: return IE__EB1_ANY;
     }
 }
 
 static ie__eb1 *
-event_pick(ie__eb1_event *event, mode how, uint64_t key)
+event_pick(ie__eb1_event *event, ie__eb1_how how, uint64_t key)
 {
     uint32_t at = 0;
 
     if (event->count == 1)
         return event->members[0];
     switch (how) {
-    case MODE_HASH: at = (uint32_t)(key % event->count); break;
-    case MODE_RANDOM: at = (uint32_t)ie__random_below(event->count); break;
-    case MODE_ROUND_ROBIN:
+    case IE__EB1_BY_KEY: at = (uint32_t)(key % event->count); break;
+    case IE__EB1_ANY: at = (uint32_t)ie__random_below(event->count); break;
+    case IE__EB1_IN_TURN:
         at = event->turn;
         event->turn = at + 1 < event->count ? at + 1 : 0;
         break;
@@ -217,10 +220,9 @@ event_pick(ie__eb1_event *event, mode how, uint64_t key)
     return event->members[at];
 }
 
-/* To one member that can take it. False: there is none. */
-static bool
-event_send(ie__eb1_bus *bus, uint32_t id, mode how, uint64_t key, ie__eb1_out *out,
-           unsigned char head[IE__EB1_HEADER])
+bool
+ie__eb1_event_send(ie__eb1_bus *bus, uint32_t id, ie__eb1_how how, uint64_t key, ie__eb1_out *out,
+                   unsigned char head[IE__EB1_HEADER])
 {
     for (;;) {
         ie__eb1_event *event = *event_link(bus, id);
@@ -241,20 +243,26 @@ event_send(ie__eb1_bus *bus, uint32_t id, mode how, uint64_t key, ie__eb1_out *o
 static void
 route_event(ie__eb1 *from, unsigned char *message, size_t size)
 {
-    ie_bus_server *server = from->conn->server;
-    const uint32_t id = ie__get32(message + 8);
-    const mode     how = mode_of(from, message);
-    unsigned char  head[IE__EB1_HEADER];
-    ie__eb1_out    out = {.head = head,
-                          .head_bytes = sizeof head,
-                          .data = message + IE__EB1_HEADER_EVENT,
-                          .data_bytes = size - IE__EB1_HEADER_EVENT};
+    ie_bus_server    *server = from->conn->server;
+    const uint32_t    id = ie__get32(message + 8);
+    const uint64_t    key = ie__get64(message + IE__EB1_HEADER);
+    const ie__eb1_how how = how_of(from, message);
+    unsigned char     head[IE__EB1_HEADER];
+    ie__eb1_out       out = {.from = from->conn,
+                             .head = head,
+                             .head_bytes = sizeof head,
+                             .data = message + IE__EB1_HEADER_EVENT,
+                             .data_bytes = size - IE__EB1_HEADER_EVENT};
+    /* The topic's subscribers first: they do not end the event, but its members might. */
+    bool is_heard = ie__eb1_to_topic(from, *event_link(server->eb1, id), message, size);
 
     ie__eb1_header(head, message[3] & IE__EB1_COMMAND, ie__get32(message + 4), 0);
     head[2] = (unsigned char)((message[2] & 0xf0) | IE__EB1_HEADER / 4);
-    if (event_send(server->eb1, id, how, ie__get64(message + IE__EB1_HEADER), &out, head))
+    if (ie__eb1_event_send(server->eb1, id, how, key, &out, head)) {
         server->stats.eb1_out++;
-    else
+        is_heard = true;
+    }
+    if (!is_heard)
         ie__eb1_drop(from, "the event has no member");
     ie__blob_unref(out.blob);
 }
@@ -264,14 +272,18 @@ route_direct(ie__eb1 *from, unsigned char *message, size_t size)
 {
     ie_bus_server *server = from->conn->server;
     ie__eb1       *to = ie__eb1_find(server->eb1, ie__get32(message + 8));
-    ie__eb1_out    out = {.head = message,
+    ie__eb1_out    out = {.from = from->conn,
+                          .head = message,
                           .head_bytes = IE__EB1_HEADER,
                           .data = message + IE__EB1_HEADER,
                           .data_bytes = size - IE__EB1_HEADER};
 
     if (to == NULL)
         ie__eb1_drop(from, "no such service id");
-    else if (ie__eb1_send(to, &out))
+    else if (to->is_alias) {
+        if (!ie__eb1_to_alias(from, to, message, size))
+            ie__eb1_drop(from, "the client of eb/2 is not subscribed to eb1.direct");
+    } else if (ie__eb1_send(to, &out))
         server->stats.eb1_out++;
     else
         ie__eb1_drop(from, "the receiver takes no more");
@@ -284,7 +296,8 @@ route_broadcast(ie__eb1 *from, unsigned char *message, size_t size)
     ie_bus_server *server = from->conn->server;
     const size_t   header = ie__eb1_header_bytes(message);
     const uint32_t source = ie__get32(message + 4);
-    ie__eb1_out    out = {.head = message,
+    ie__eb1_out    out = {.from = from->conn,
+                          .head = message,
                           .head_bytes = header,
                           .data = message + header,
                           .data_bytes = size - header};

@@ -62,10 +62,11 @@ typedef struct ie__items {
     ie__item *tail;
 } ie__items;
 
-/* What the index of topics finds: a live subscription, or a group. */
+/* What the index of topics finds: a live subscription, a group, or an event of eb/1. */
 typedef struct ie__target {
     ie__topic_entry entry; /* first, so that the index's answer is the target */
     bool            is_group;
+    bool            is_eb1;
 } ie__target;
 
 struct ie__sub {

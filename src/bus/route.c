@@ -16,7 +16,8 @@ static void held_done(ie__group *group, ie__item *item, const ie__outcome *outco
 static const ie__feeder HELD_FEEDER = {held_done, NULL};
 
 static ie__held *
-held_new(ie__conn *publisher, uint32_t request, ie__blob *record, uint32_t groups)
+held_new(ie_bus_server *server, ie__conn *publisher, uint32_t request, ie__blob *record,
+         uint32_t groups)
 {
     ie__held *held = ie__calloc(1, sizeof *held + groups * sizeof(ie__item));
 
@@ -31,13 +32,15 @@ held_new(ie__conn *publisher, uint32_t request, ie__blob *record, uint32_t group
     held->request = request;
     held->record = record;
     ie__blob_ref(record);
+    server->held_count++;
+    server->held_bytes += record->size;
+    if (publisher == NULL)
+        return held;
     held->next = publisher->held;
     if (publisher->held != NULL)
         publisher->held->prev = held;
     publisher->held = held;
     publisher->held_count++;
-    publisher->server->held_count++;
-    publisher->server->held_bytes += record->size;
     return held;
 }
 
@@ -77,6 +80,8 @@ held_resolve(ie_bus_server *server, ie__held *held, uint32_t code, const char *r
             ie__conn_pubnack(publisher, held->request, held->code,
                              held->reason != NULL ? held->reason : ie_bus_code_text(held->code));
     }
+    if (held->is_eb1 && held->code != IE_BUS_CODE_NONE)
+        server->stats.eb1_dropped++; /* nobody to tell */
     held_unlink(held);
     server->held_count--;
     server->held_bytes -= held->record->size;
@@ -420,6 +425,8 @@ target_takes(const ie__target *target, const ie__conn *publisher)
 {
     const ie__sub *sub;
 
+    if (target->is_eb1)
+        return ie__eb1_event_takes(target);
     if (target->is_group) {
         const ie__group *group = (const ie__group *)(const void *)target;
 
@@ -452,6 +459,8 @@ publish_check(const ie__conn *conn, const ie__topic_match *match, uint32_t flags
         if (!target_takes(target, conn))
             continue;
         ++*receivers;
+        if (target->is_eb1 && !ie__eb1_event_fits(server->record.data.size))
+            return IE_BUS_CODE_TOO_BIG;
         if (!target->is_group)
             continue;
         ++*groups;
@@ -489,16 +498,19 @@ static void
 publish_deliver(ie__conn *conn, uint32_t request, const ie__topic_match *match,
                 unsigned char *record, size_t size, uint32_t receivers, uint32_t groups)
 {
-    ie_bus_server *server = conn->server;
-    ie__held      *held = NULL;
-    ie__blob      *blob = NULL;
+    static const char NO_EB1[] = "no member of eb/1 could take it";
+    ie_bus_server    *server = conn->server;
+    ie__held         *held = NULL;
+    ie__blob         *blob = NULL;
+    ie__target       *eb1 = NULL;
+    uint32_t          code = IE_BUS_CODE_NONE;
 
     if (groups != 0 || size >= IE__NET_SHARE_BYTES) {
         blob = ie__blob_new(size);
         if (blob != NULL)
             memcpy(blob->bytes, record, size);
         if (blob != NULL && groups != 0)
-            held = held_new(conn, request, blob, groups);
+            held = held_new(server, conn, request, blob, groups);
         if (blob == NULL || (groups != 0 && held == NULL)) {
             ie__blob_unref(blob);
             ie__conn_pubnack(conn, request, IE_BUS_CODE_MEMORY, "no memory for the event");
@@ -514,13 +526,19 @@ publish_deliver(ie__conn *conn, uint32_t request, const ie__topic_match *match,
 
         if (!target_takes(target, conn))
             continue;
-        if (target->is_group)
+        if (target->is_eb1)
+            eb1 = target; /* last: it may end members, and with them entries of the index */
+        else if (target->is_group)
             held_push(held, (ie__group *)(void *)target);
         else
             deliver_live((ie__sub *)(void *)target, conn, record, size, blob);
     }
+    if (eb1 != NULL && !ie__eb1_from_topic(eb1, conn))
+        code = IE_BUS_CODE_SUBSCRIBER_GONE;
     if (held != NULL)
-        held_resolve(server, held, IE_BUS_CODE_NONE, NULL);
+        held_resolve(server, held, code, NO_EB1);
+    else if (code != IE_BUS_CODE_NONE)
+        ie__conn_pubnack(conn, request, code, NO_EB1);
     else
         ie__conn_puback(conn, request, receivers);
     ie__blob_unref(blob);
@@ -567,10 +585,11 @@ ie__route_publish(ie__conn *conn, const ie__frame *frame)
     }
     code = publish_check(conn, &match, flags, size, &receivers, &groups);
     if (code != IE_BUS_CODE_NONE) {
-        static const char *const LIMITS[] = {[IE_BUS_CODE_LIMIT] =
-                                                 "publishes_in_flight_max is reached",
-                                             [IE_BUS_CODE_BUSY] = "the group's queue is full",
-                                             [IE_BUS_CODE_MEMORY] = "memory_bytes_max is reached"};
+        static const char *const LIMITS[] = {
+            [IE_BUS_CODE_LIMIT] = "publishes_in_flight_max is reached",
+            [IE_BUS_CODE_BUSY] = "the group's queue is full",
+            [IE_BUS_CODE_TOO_BIG] = "too big for its members of eb/1",
+            [IE_BUS_CODE_MEMORY] = "memory_bytes_max is reached"};
 
         ie__conn_pubnack(conn, frame->number, code,
                          code == IE_BUS_CODE_NO_SUBSCRIBERS ? ie_bus_code_text(code)
@@ -578,6 +597,92 @@ ie__route_publish(ie__conn *conn, const ie__frame *frame)
         return;
     }
     publish_deliver(conn, frame->number, &match, record, size, receivers, groups);
+}
+
+/* ---- events of eb/1 ------------------------------------------------------------------------- */
+
+/* A target that may get it, and is no member of eb/1: those have it already. */
+static bool
+inject_takes(ie__conn *from, const ie__target *target, const ie__conn *only, size_t size)
+{
+    if (target->is_eb1 || !target_takes(target, from))
+        return false;
+    if (!target->is_group)
+        return only == NULL || ((const ie__sub *)(const void *)target)->conn == only;
+    if (only != NULL)
+        return false;
+    if (!ie__group_is_full((const ie__group *)(const void *)target, size))
+        return true;
+    ie__eb1_drop(from->eb1, "the queue of a group of eb/2 is full");
+    return false;
+}
+
+/* What was chosen, in match->entries, gets it. */
+static bool
+inject_deliver(ie__conn *from, const ie__topic_match *match, ie__blob *blob, uint32_t groups)
+{
+    ie_bus_server *server = from->server;
+    ie__held      *held = groups != 0 ? held_new(server, NULL, 0, blob, groups) : NULL;
+    bool           is_heard = held != NULL;
+
+    if (held != NULL) {
+        held->is_eb1 = true;
+        held->waiting = groups + 1;
+    } else if (groups != 0) {
+        ie__eb1_drop(from->eb1, "no memory for the groups of eb/2");
+    }
+    for (size_t i = 0; i < match->count; i++) {
+        ie__target *target = (ie__target *)(void *)match->entries[i];
+
+        if (target->is_group) {
+            if (held != NULL)
+                held_push(held, (ie__group *)(void *)target);
+            continue;
+        }
+        deliver_live((ie__sub *)(void *)target, from, blob->bytes, blob->size, blob);
+        is_heard |= !((ie__sub *)(void *)target)->conn->is_doomed;
+    }
+    if (held != NULL)
+        held_resolve(server, held, IE_BUS_CODE_NONE, NULL);
+    return is_heard;
+}
+
+bool
+ie__route_inject(ie__conn *from, const ie_event *event, const ie__conn *only)
+{
+    ie_bus_server  *server = from->server;
+    const size_t    size = ie__record_size(event);
+    ie__blob       *blob = ie__blob_new(size);
+    ie__topic_match match;
+    uint32_t        groups = 0;
+    size_t          chosen = 0;
+    bool            is_heard = false;
+
+    if (blob == NULL)
+        return false;
+    (void)ie__record_put(blob->bytes, event);
+    if (ie__record_parse(&server->record, blob->bytes, size, server->options.data_bytes_max,
+                         NULL) == IE_OK &&
+        ie__topics_match(&match, server->topics, event->topic, strlen(event->topic), NULL) ==
+            IE_OK) {
+        ie__topic_match taken = {ie__realloc_array(NULL, match.count + 1, sizeof *match.entries),
+                                 0};
+
+        for (size_t i = 0; taken.entries != NULL && i < match.count; i++) {
+            ie__target *target = (ie__target *)(void *)match.entries[i];
+
+            if (!inject_takes(from, target, only, size))
+                continue;
+            taken.entries[chosen++] = match.entries[i];
+            groups += target->is_group;
+        }
+        taken.count = chosen;
+        if (chosen != 0)
+            is_heard = inject_deliver(from, &taken, blob, groups);
+        ie__free(taken.entries);
+    }
+    ie__blob_unref(blob);
+    return is_heard;
 }
 
 /* ---- draining ------------------------------------------------------------------------------- */

@@ -57,6 +57,7 @@ struct ie__held {
     uint32_t  receivers;
     uint32_t  code;    /* of the first refusal */
     uint32_t  pushed;  /* items that went to a group */
+    bool      is_eb1;  /* came from eb/1: nobody to answer, a failure is counted */
     ie__item  items[]; /* one for each group */
 };
 
@@ -99,7 +100,8 @@ typedef enum ie__proof {                 /* how we know who it is */
 struct ie__conn {
     ie_bus_server *server;
     ie__stream    *stream;
-    ie__eb1       *eb1; /* NULL: it speaks eb/2, or nothing yet */
+    ie__eb1       *eb1;       /* NULL: it speaks eb/2, or nothing yet */
+    ie__eb1       *eb1_alias; /* of eb/2: what eb/1 knows it by; NULL: it does not */
     ie__conn      *prev;
     ie__conn      *next;
     ie__conn      *doomed_next;
@@ -317,6 +319,9 @@ void ie__route_leave(ie__conn *conn);
 void ie__route_resume(ie__conn *conn);
 /* All output together is too much: the connection with the longest queue is ended. */
 void ie__route_shed_longest(ie_bus_server *server);
+/* An event from elsewhere, for the subscribers of eb/2: all that match, or those of one connection.
+ * Nobody waits for their answers. False: nobody gets it. */
+bool ie__route_inject(ie__conn *from, const ie_event *event, const ie__conn *only);
 
 /* ---- delivery.c ---- */
 

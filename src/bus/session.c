@@ -196,6 +196,7 @@ ie__conn_end(ie__conn *conn)
     ie__route_leave(conn);
     ie__query_leave(conn);
     ie__auth_leave(conn);
+    ie__eb1_alias_free(conn);
     if (conn->eb1 != NULL) {
         ie__eb1_end(conn);
     } else if (conn->end_code == IE_BUS_CODE_NONE || !conn->may_speak) {

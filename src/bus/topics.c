@@ -486,3 +486,9 @@ ie__topics_each(const ie__topics *topics,
                 each(user, pattern, node->entries);
             }
 }
+
+uint64_t
+ie__topics_generation(const ie__topics *topics)
+{
+    return topics->generation;
+}

@@ -52,4 +52,7 @@ void ie__topics_each(const ie__topics *topics,
                      void (*each)(void *user, const char *pattern, const ie__topic_entry *entries),
                      void *user);
 
+/* Another number means that something was added or removed: an answer that was kept is stale. */
+uint64_t ie__topics_generation(const ie__topics *topics);
+
 #endif
