@@ -24,7 +24,8 @@ set_up(void)
 static void
 tear_down(void)
 {
-    (void)close(listener);
+    if (listener >= 0)
+        (void)close(listener);
 }
 
 static const ie_bus_dispatch MODES[] = {IE_BUS_DISPATCH_INLINE, IE_BUS_DISPATCH_THREAD};
@@ -611,6 +612,57 @@ START_TEST(what_is_never_answered_ends_with_the_client)
 }
 END_TEST
 
+/* ---- coming again --------------------------------------------------------------------------- */
+
+typedef struct delays {
+    atomic_ulong count;
+    uint32_t     retry_ms[64];
+    uint32_t     attempts[64];
+} delays;
+
+static void
+note_delay(void *user, const ie_bus_client_status *status)
+{
+    delays             *self = user;
+    const unsigned long at = atomic_load(&self->count);
+
+    if (status->state != IE_BUS_RECONNECTING || at == 64)
+        return;
+    self->retry_ms[at] = status->retry_ms;
+    self->attempts[at] = status->attempts;
+    (void)atomic_fetch_add(&self->count, 1);
+}
+
+START_TEST(who_comes_again_waits_longer_and_never_the_same)
+{
+    ie_bus_client_options options;
+    ie_bus_client        *client = NULL;
+    delays                noted = {0};
+    uint32_t              ceiling = 4;
+    bool                  differs = false;
+
+    ie__random_seed(test_seed());
+    (void)close(listener); /* nobody is there */
+    listener = -1;
+    IE_BUS_CLIENT_OPTIONS_INIT(&options);
+    options.url = url;
+    options.reconnect_delay_ms = 4;
+    options.reconnect_delay_ms_max = 20;
+    options.on_status = note_delay;
+    options.user = &noted;
+    ck_assert_int_eq(ie_bus_client_open(&client, &options, NULL), IE_OK);
+    ck_assert(wait_for(&noted.count, 40));
+    ie_bus_client_close(client);
+    for (uint32_t i = 0; i < 40; i++) {
+        ck_assert_uint_eq(noted.attempts[i], i + 1);
+        ck_assert_uint_le(noted.retry_ms[i], ceiling);
+        ceiling = ceiling * 2 < 20 ? ceiling * 2 : 20;
+        differs = differs || noted.retry_ms[i] != noted.retry_ms[0];
+    }
+    ck_assert(differs);
+}
+END_TEST
+
 /* ---- against a real bus --------------------------------------------------------------------- */
 
 START_TEST(nothing_is_lost_when_the_bus_restarts_under_load)
@@ -744,6 +796,7 @@ main(void)
     tcase_add_test(tcase, an_answer_says_what_was_stored);
     tcase_add_test(tcase, unanswered_publishes_are_sent_again_with_their_ids);
     tcase_add_test(tcase, what_is_never_answered_ends_with_the_client);
+    tcase_add_test(tcase, who_comes_again_waits_longer_and_never_the_same);
     tcase_add_test(tcase, nothing_is_lost_when_the_bus_restarts_under_load);
     tcase_add_test(tcase, answers_in_any_order_reach_their_publishes);
     suite_add_tcase(suite, tcase);

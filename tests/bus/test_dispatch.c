@@ -211,6 +211,111 @@ has_stopped_growing(void *arg)
     return stats.out_bytes > 1u << 20;
 }
 
+/* Many deliveries that came together are answered together, one that came alone at once. */
+START_TEST(every_mode_gathers_its_answers)
+{
+    enum { N = 1000 };
+    char                  url[64];
+    const int             listener = fake_bus_listen(url);
+    ie_bus_client_options options;
+    ie_bus_client        *client = NULL;
+    caller                calls = {0};
+    counter               count = {0};
+    ie_event              event = IE_EVENT_INIT;
+    ie_buffer             burst = {NULL, 0, 0};
+    unsigned char         record[256];
+    uint32_t              id = 0;
+    uint32_t              answered = 0;
+    int                   frames = 0;
+    int                   fd;
+
+    IE_BUS_CLIENT_OPTIONS_INIT(&options);
+    options.url = url;
+    options.dispatch = MODES[_i];
+    options.close_timeout_ms = 100;
+    ck_assert_int_eq(ie_bus_client_open(&client, &options, NULL), IE_OK);
+    caller_start(&calls, client, MODES[_i]);
+    ck_assert_int_eq(
+        ie_bus_client_subscribe(client, "t", "g", 0, counter_handle, &count, &id, NULL), IE_OK);
+    fd = fake_bus_accept(listener, 0);
+    (void)raw_expect(fd, IE__SUBSCRIBE);
+    event.topic = "t";
+    event.id = event.type = event.source = "x";
+    for (uint32_t i = 1; i <= N + 1; i++) {
+        unsigned char frame[IE__PREFIX_BYTES + 4 + sizeof record];
+        const size_t  size = (size_t)(ie__record_put(record, &event) - record);
+
+        ie__frame_prefix(frame, IE__DELIVER_ACK, id, 4 + size);
+        ie__put32(frame + IE__PREFIX_BYTES, i);
+        memcpy(frame + IE__PREFIX_BYTES + 4, record, size);
+        ck_assert_int_eq(ie__buffer_add(&burst, frame, IE__PREFIX_BYTES + 4 + size), IE_OK);
+        if (i != 1 && i <= N)
+            continue;
+        raw_send(fd, burst.data, burst.size); /* the first alone, then all the others */
+        burst.size = 0;
+        while (answered < (i == 1 ? 1 : N + 1) && i != N) {
+            const ie__frame ack = raw_expect(fd, IE__ACK);
+
+            for (size_t at = 0; at < ack.body_bytes; at += 8)
+                answered += ie__get32(ack.body + at + 4);
+            frames++;
+        }
+    }
+    ck_assert_uint_eq(answered, N + 1);
+    ck_assert_int_le(frames, N / 5);
+    ie_buffer_fini(&burst);
+    caller_stop(&calls);
+    (void)close(fd);
+    (void)close(listener);
+    ie_bus_client_close(client);
+}
+END_TEST
+
+START_TEST(who_does_not_read_still_says_that_it_is_there)
+{
+    enum { N = 400, SIZE = 65536 };
+    static char           data[SIZE];
+    ie_bus_server_options options;
+    ie_bus_client        *publisher;
+    ie_bus_client        *subscriber;
+    uint64_t              before;
+    counter               group = {.is_blocked = true};
+    counter               answers = {0};
+    ie_event              event = IE_EVENT_INIT;
+
+    ie_bus_server_close(server);
+    IE_BUS_SERVER_OPTIONS_INIT(&options);
+    options.ping_interval_ms = 100;
+    server = bus_start(&options);
+    publisher = client_of(IE_BUS_DISPATCH_INLINE);
+    subscriber = client_of(IE_BUS_DISPATCH_THREAD);
+    (void)subscribe_now(subscriber, "big", "g", 0, &group);
+    event.topic = "big";
+    event.content_type = "text/plain";
+    event.data = data;
+    event.data_bytes = SIZE;
+    for (int i = 0; i < N; i++) {
+        ie_status status;
+
+        while ((status = ie_bus_client_publish(publisher, &event, 0, counter_answer, &answers,
+                                               NULL)) == IE_ELIMIT)
+            (void)poll(NULL, 0, 1);
+        ck_assert_int_eq(status, IE_OK);
+        if (i == N / 2) { /* its queue is full by now: it has stopped reading */
+            before = bus_stats(server).bytes_in;
+            ck_assert(poll_until(has_heard_pings, &before, WAIT_MS));
+            ck_assert_uint_eq(bus_stats(server).timed_out, 0);
+            atomic_store(&group.is_blocked, false);
+        }
+    }
+    ck_assert(wait_for(&answers.answered, N));
+    ck_assert_uint_eq(atomic_load(&answers.failed), 0);
+    ck_assert_uint_eq(atomic_load(&group.handled), N); /* nothing twice: it was never lost */
+    ie_bus_client_close(publisher);
+    ie_bus_client_close(subscriber);
+}
+END_TEST
+
 START_TEST(a_full_queue_stops_the_reading_and_nothing_is_lost)
 {
     enum { N = 400, SIZE = 65536 }; /* 25 MiB: more than the queue and the sockets hold */
@@ -577,6 +682,8 @@ main(void)
     tcase_add_test(thread, a_handler_may_wait_for_an_answer);
     tcase_add_test(thread, heartbeats_go_on_while_a_handler_blocks);
     tcase_add_loop_test(thread, every_mode_keeps_order_and_loses_nothing, 0, 3);
+    tcase_add_loop_test(thread, every_mode_gathers_its_answers, 0, 3);
+    tcase_add_test(thread, who_does_not_read_still_says_that_it_is_there);
     tcase_add_test(thread, a_full_queue_stops_the_reading_and_nothing_is_lost);
     tcase_add_test(thread, an_answer_passes_a_full_queue);
     tcase_add_loop_test(end, after_unsubscribe_no_handler_runs, 0, 3);
