@@ -16,6 +16,7 @@ static const ie_publisher_ops *const TABLES[] = {
 #ifdef IE_HAVE_SOCKET_BUS
     &ie__publisher_socket,
     &ie__publisher_unix,
+    &ie__publisher_sockets,
 #endif
 };
 

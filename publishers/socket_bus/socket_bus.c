@@ -236,11 +236,19 @@ typedef struct bus_options {
 static ie_status
 bus_parse(bus_options *out, ie__url *url, const char *text, ie_error *err)
 {
-    static const char *const NAMES[] = {
-        "require_subscriber", "persistent", "max_in_flight", "connect_timeout_ms", "password_file",
-        "token_file",         NULL};
-    ie__address address;
-    ie_status   status = ie__address_parse(&address, url, text, err);
+    static const char *const NAMES[] = {"require_subscriber",
+                                        "persistent",
+                                        "max_in_flight",
+                                        "connect_timeout_ms",
+                                        "password_file",
+                                        "token_file",
+                                        "ca",
+                                        "cert",
+                                        "key",
+                                        "tls_host",
+                                        NULL};
+    ie__address              address;
+    ie_status                status = ie__address_parse(&address, url, text, err);
 
     if (status == IE_OK)
         status = ie__url_known_options(url, NAMES, err);
@@ -270,6 +278,10 @@ bus_security(ie_bus_client_options *client, const ie__url *url)
     client->login = url->user;
     client->password_file = ie__url_option_text(url, "password_file");
     client->token_file = ie__url_option_text(url, "token_file");
+    client->tls_ca_file = ie__url_option_text(url, "ca");
+    client->tls_cert_file = ie__url_option_text(url, "cert");
+    client->tls_key_file = ie__url_option_text(url, "key");
+    client->tls_host = ie__url_option_text(url, "tls_host");
 }
 
 static ie_status
@@ -347,6 +359,15 @@ bus_close(void *opened)
 const ie_publisher_ops ie__publisher_socket = {
     .size = sizeof(ie_publisher_ops),
     .scheme = "socket",
+    .flags = IE_PUBLISHER_NONBLOCKING,
+    .open = bus_open,
+    .publish = bus_publish,
+    .close = bus_close,
+};
+
+const ie_publisher_ops ie__publisher_sockets = {
+    .size = sizeof(ie_publisher_ops),
+    .scheme = "sockets",
     .flags = IE_PUBLISHER_NONBLOCKING,
     .open = bus_open,
     .publish = bus_publish,

@@ -6,5 +6,6 @@
 
 extern const ie_publisher_ops ie__publisher_socket;
 extern const ie_publisher_ops ie__publisher_unix;
+extern const ie_publisher_ops ie__publisher_sockets; /* TLS */
 
 #endif

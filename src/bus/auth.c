@@ -11,11 +11,11 @@
 #define DENIAL_LOG_MS 1000
 
 struct ie__policy {
-    ie__users *users; /* NULL: no users_file */
-    ie__acl   *acl;   /* NULL: no acl_file */
-    bool       takes_anonymous;
-    bool       wants_cert; /* every client of TLS has to show one */
-    bool       has_tls;
+    ie__users       *users; /* NULL: no users_file */
+    ie__acl         *acl;   /* NULL: no acl_file */
+    bool             takes_anonymous;
+    bool             wants_cert; /* every client of TLS has to show one */
+    ie__tls_context *tls;        /* NULL: no certificate */
 };
 
 /* The rights of a user, shared by its connections. */
@@ -72,6 +72,9 @@ ie__policy_load(ie__policy **out, const ie_bus_server_options *options, ie_error
         status = ie__users_load(&policy->users, options->users_file, err);
     if (status == IE_OK && options->acl_file != NULL)
         status = ie__acl_load(&policy->acl, options->acl_file, err);
+    if (status == IE_OK && options->tls_cert_file != NULL)
+        status = ie__tls_server(&policy->tls, options->tls_cert_file, options->tls_key_file,
+                                options->tls_ca_file, (ie__tls_ask)options->client_cert, err);
     if (status != IE_OK) {
         ie__policy_free(policy);
         return status;
@@ -87,6 +90,7 @@ ie__policy_free(ie__policy *policy)
         return;
     ie__users_free(policy->users);
     ie__acl_free(policy->acl);
+    ie__tls_context_free(policy->tls);
     ie__free(policy);
 }
 
@@ -100,13 +104,24 @@ ie_status
 ie__policy_allows(const ie__policy *policy, const ie__address *address, bool is_loopback,
                   ie_error *err)
 {
-    (void)policy;
+    if (address->is_tls && policy->tls == NULL)
+        return ie_error_set(err, IE_EINVAL,
+                            "listen on sockets://%s: TLS needs tls_cert_file and tls_key_file",
+                            address->host);
     if (is_loopback)
         return IE_OK;
-    return ie_error_set(err, IE_EDENIED,
-                        "listen on %s: only loopback addresses (127.0.0.1, ::1) without TLS "
-                        "and authentication, which this version lacks",
-                        address->host);
+    if (!address->is_tls)
+        return ie_error_set(
+            err, IE_EDENIED,
+            "listen on %s: without TLS others could read along there; use sockets://%s "
+            "with tls_cert_file, tls_key_file and a users_file, or a loopback address",
+            address->host, address->host);
+    if (policy->users == NULL && !policy->wants_cert)
+        return ie_error_set(err, IE_EDENIED,
+                            "listen on sockets://%s: anyone could connect there; name a users_file "
+                            "('ie bus passwd' makes it) or set client_cert to required",
+                            address->host);
+    return IE_OK;
 }
 
 /* ---- grants ---- */
@@ -274,11 +289,26 @@ ie__auth_accept(ie__conn *conn, const char *user, ie__proof proof)
     return true;
 }
 
+const ie__tls_context *
+ie__policy_tls(const ie__policy *policy)
+{
+    return policy->tls;
+}
+
 bool
 ie__auth_without_hello(ie__conn *conn)
 {
     const ie__policy *policy = conn->server->guard->policy;
+    ie_error          err = IE_ERROR_INIT;
+    char              name[IE__TLS_IDENTITY_BYTES + 1];
+    const ie_status   status = ie__stream_identity(conn->stream, name, &err);
 
+    if (status == IE_OK)
+        return ie__auth_accept(conn, name, IE__PROOF_CERT);
+    if (status != IE_ENOTFOUND) {
+        ie__conn_doom(conn, IE_BUS_CODE_DENIED, "%s", err.message);
+        return false;
+    }
     if (conn->is_local && policy->takes_anonymous)
         return ie__auth_accept(conn, NULL, IE__PROOF_NONE);
     ie__conn_doom(conn, IE_BUS_CODE_DENIED, "this bus wants to know who you are: log in");

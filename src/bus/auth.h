@@ -19,6 +19,8 @@ ie_status ie__policy_load(ie__policy **out, const ie_bus_server_options *options
 void      ie__policy_free(ie__policy *policy); /* NULL is accepted */
 /* NULL: no users_file. */
 const ie__users *ie__policy_users(const ie__policy *policy);
+/* NULL: no certificate. */
+const ie__tls_context *ie__policy_tls(const ie__policy *policy);
 /* May a bus with this policy listen there? IE_EDENIED or IE_EINVAL says what to do. */
 ie_status ie__policy_allows(const ie__policy *policy, const ie__address *address, bool is_loopback,
                             ie_error *err);

@@ -1,4 +1,4 @@
-/* Who the client says it is: a login or a token out of files that only their owner can read. */
+/* Who the client is, and whom it trusts: login, token, certificates. */
 #include "client_parts.h"
 
 #include <stdio.h>
@@ -6,12 +6,14 @@
 #include "secret.h"
 
 struct ie__client_login {
-    char *user;          /* NULL: none */
-    char *password_file; /* NULL: none */
-    char *token_file;    /* NULL: none */
+    char            *user;          /* NULL: none */
+    char            *password_file; /* NULL: none */
+    char            *token_file;    /* NULL: none */
+    ie__tls_context *tls;           /* NULL: plain */
 };
 
-const char *const ie__client_url_options[] = {"password_file", "token_file", NULL};
+const char *const ie__client_url_options[] = {"password_file", "token_file", "ca", "cert",
+                                              "key",           "tls_host",   NULL};
 
 static bool
 copy_text(char **out, const char *option, const char *in_url)
@@ -52,11 +54,40 @@ login_check(const ie__client_login *login, ie_error *err)
     return status == IE_OK ? check_file("token_file", login->token_file, err) : status;
 }
 
+static const char *
+either(const char *option, const ie__url *url, const char *name)
+{
+    return option != NULL ? option : ie__url_option_text(url, name);
+}
+
+static ie_status
+tls_init(ie_bus_client *client, const ie__url *url, ie_error *err)
+{
+    ie_bus_client_options *o = &client->options;
+    const char            *ca = either(o->tls_ca_file, url, "ca");
+    const char            *cert = either(o->tls_cert_file, url, "cert");
+    const char            *key = either(o->tls_key_file, url, "key");
+    const char            *host = either(o->tls_host, url, "tls_host");
+
+    o->tls_ca_file = o->tls_cert_file = o->tls_key_file = o->tls_host = NULL; /* the caller's */
+    if (!client->address.is_tls) {
+        if (ca == NULL && cert == NULL && key == NULL && host == NULL)
+            return IE_OK;
+        return ie_error_set(err, IE_EINVAL,
+                            "settings for TLS, and an address without: use sockets://");
+    }
+    if ((cert == NULL) != (key == NULL))
+        return ie_error_set(err, IE_EINVAL, "tls_cert_file and tls_key_file belong together");
+    return ie__tls_client(&client->login->tls, ca, cert, key,
+                          host != NULL ? host : client->address.host, err);
+}
+
 ie_status
 ie__client_login_init(ie_bus_client *client, const ie__url *url, ie_error *err)
 {
     ie_bus_client_options *o = &client->options;
     ie__client_login      *login = ie__calloc(1, sizeof *login);
+    ie_status              status;
 
     client->login = login;
     if (login == NULL || !copy_text(&login->user, o->login, url->user) ||
@@ -65,7 +96,14 @@ ie__client_login_init(ie_bus_client *client, const ie__url *url, ie_error *err)
         !copy_text(&login->token_file, o->token_file, ie__url_option_text(url, "token_file")))
         return ie_error_set(err, IE_ENOMEM, "no memory for a client");
     o->login = o->password_file = o->token_file = NULL; /* the caller's */
-    return login_check(login, err);
+    status = login_check(login, err);
+    return status == IE_OK ? tls_init(client, url, err) : status;
+}
+
+ie_status
+ie__client_secure(ie_bus_client *client, ie__stream *stream)
+{
+    return client->login->tls != NULL ? ie__stream_use_tls(stream, client->login->tls) : IE_OK;
 }
 
 void
@@ -76,6 +114,7 @@ ie__client_login_free(ie_bus_client *client)
     ie__free(client->login->user);
     ie__free(client->login->password_file);
     ie__free(client->login->token_file);
+    ie__tls_context_free(client->login->tls);
     ie__free(client->login);
 }
 

@@ -263,7 +263,8 @@ on_gone(void *owner, const char *reason)
 {
     ie_bus_client *client = owner;
 
-    if (client->phase == PHASE_GREETING) { /* the reason must not read like a network's fault */
+    if (client->phase == PHASE_GREETING && !ie__stream_tls_failed(client->stream)) {
+        /* the reason must not read like a network's fault */
         char text[160];
 
         (void)snprintf(text, sizeof text,
@@ -351,6 +352,10 @@ client_connect_next(ie_bus_client *client, int last_error)
         int error;
 
         client->stream = ie__stream_new(&client->net, client->address.is_unix, &STREAM_OPS, client);
+        if (client->stream != NULL && ie__client_secure(client, client->stream) != IE_OK) {
+            ie__stream_close(client->stream);
+            client->stream = NULL;
+        }
         if (client->stream == NULL) {
             client_fail(client, IE_ENOMEM, IE_BUS_CODE_NONE, "out of memory");
             return;

@@ -355,6 +355,8 @@ extern const char *const ie__client_url_options[];
 /* Copies what the options and the URL say, and has a look at the files. */
 ie_status ie__client_login_init(ie_bus_client *client, const ie__url *url, ie_error *err);
 void      ie__client_login_free(ie_bus_client *client);
+/* TLS below this stream, if the address says so. */
+ie_status ie__client_secure(ie_bus_client *client, ie__stream *stream);
 /* The fields of a hello. Reads the files again. */
 ie_status ie__client_login_put(const ie_bus_client *client, ie__builder *b, ie_error *err);
 

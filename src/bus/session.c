@@ -623,9 +623,24 @@ conn_on_data(void *owner, unsigned char *bytes, size_t size)
 static void
 conn_on_gone(void *owner, const char *reason)
 {
-    ie__conn *conn = owner;
+    ie__conn     *conn = owner;
+    unsigned char greeting[IE__GREETING_BYTES];
 
-    ie__conn_doom(conn, IE_BUS_CODE_NONE, "%s", reason);
+    if (!ie__stream_tls_failed(conn->stream)) {
+        ie__conn_doom(conn, IE_BUS_CODE_NONE, "%s", reason);
+        ie__conn_end(conn);
+        return;
+    }
+    conn->server->stats.tls_failed++;
+    if (ie__stream_tls_give_up(conn->stream)) { /* tell it in plain text what is wrong */
+        ie__greeting_put(greeting, IE__SP_EB2_BUS);
+        conn_write(conn, greeting, sizeof greeting);
+        conn->may_speak = true;
+        ie__conn_doom(conn, IE_BUS_CODE_UNSUPPORTED,
+                      "TLS is spoken here: the address has to begin with sockets://");
+    } else {
+        ie__conn_doom(conn, IE_BUS_CODE_DENIED, "%s", reason);
+    }
     ie__conn_end(conn);
 }
 
@@ -684,6 +699,11 @@ ie__conn_accept(ie_bus_server *server, ie__listener *listener)
     conn->server = server;
     conn->is_unix = listener->is_unix;
     conn->stream = ie__stream_new(&server->net, listener->is_unix, &STREAM_OPS, conn);
+    if (conn->stream != NULL && listener->address.is_tls &&
+        ie__stream_use_tls(conn->stream, ie__policy_tls(ie__guard_policy(server))) != IE_OK) {
+        ie__stream_close(conn->stream);
+        conn->stream = NULL;
+    }
     if (conn->stream == NULL) {
         listener->is_waiting = true;
         ie__free(conn);

@@ -16,12 +16,18 @@ ie__address_parse(ie__address *out, ie__url *url, const char *text, ie_error *er
     status = ie__url_parse(url, text, err);
     if (status != IE_OK)
         return status;
-    if (strcmp(url->scheme, "socket") != 0 && strcmp(url->scheme, "unix") != 0)
-        return ie_error_set(err, IE_EINVAL, "%s: the bus is at socket://HOST:PORT or unix:/PATH",
+    address.is_tls = strcmp(url->scheme, "sockets") == 0;
+    if (strcmp(url->scheme, "socket") != 0 && strcmp(url->scheme, "unix") != 0 && !address.is_tls)
+        return ie_error_set(err, IE_EINVAL,
+                            "%s: the bus is at socket://HOST:PORT, sockets://HOST:PORT (TLS) or "
+                            "unix:/PATH",
                             url->scheme);
+    if (address.is_tls && url->host[0] == '\0')
+        return ie_error_set(err, IE_EINVAL, "TLS is for hosts: sockets://HOST:PORT");
     if (url->password != NULL)
-        return ie_error_set(err, IE_EINVAL, "a password in a URL is seen by others; put it into a "
-                                            "file and say password_file");
+        return ie_error_set(err, IE_EINVAL,
+                            "a password in a URL is seen by others; put it into a "
+                            "file and say password_file");
     if (strcmp(url->scheme, "unix") == 0 || (url->host[0] == '\0' && url->path[0] == '/')) {
         if (url->path[0] != '/' || url->path[1] == '\0' || url->host[0] != '\0')
             return ie_error_set(err, IE_EINVAL, "a unix socket needs an absolute path: unix:/PATH");
@@ -50,11 +56,10 @@ ie__address_text(char out[IE__ADDRESS_TEXT_SIZE], const ie__address *address)
 {
     if (address->is_unix)
         (void)snprintf(out, IE__ADDRESS_TEXT_SIZE, "unix:%s", address->path);
-    else if (strchr(address->host, ':') != NULL)
-        (void)snprintf(out, IE__ADDRESS_TEXT_SIZE, "socket://[%s]:%d", address->host,
-                       address->port);
     else
-        (void)snprintf(out, IE__ADDRESS_TEXT_SIZE, "socket://%s:%d", address->host, address->port);
+        (void)snprintf(out, IE__ADDRESS_TEXT_SIZE,
+                       strchr(address->host, ':') != NULL ? "%s://[%s]:%d" : "%s://%s:%d",
+                       address->is_tls ? "sockets" : "socket", address->host, address->port);
 }
 
 bool

@@ -1,4 +1,5 @@
-/* Where to listen or connect: socket://host:port, unix:/path, socket:///path. */
+/* Where to listen or connect: socket://host:port, sockets://host:port (TLS), unix:/path,
+ * socket:///path. */
 #ifndef IE_NET_ADDRESS_H
 #define IE_NET_ADDRESS_H
 
@@ -15,6 +16,7 @@
 
 typedef struct ie__address {
     bool is_unix;
+    bool is_tls;
     char host[256]; /* a name or a number; "" for unix */
     int  port;      /* 0 is legal for listening */
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];

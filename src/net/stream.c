@@ -1,6 +1,8 @@
 /* Streams on a libuv loop, their gathered output, and an end that lets last words arrive. */
 #include "stream.h"
 
+#include "stream_parts.h"
+
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
@@ -13,52 +15,6 @@
 
 #define SPARE_MAX 16 /* chunks kept for the next output */
 #define IOV_MAX_  64 /* pieces per write */
-
-/* A piece of output: bytes of its own, or a part of a shared body. */
-struct ie__chunk {
-    ie__chunk     *next;
-    ie__blob      *blob;  /* NULL: the bytes behind this struct */
-    unsigned char *bytes; /* start */
-    size_t         size;  /* filled */
-    size_t         sent;
-    bool           continues; /* the frame that the chunk before began */
-    bool           is_secret; /* overwritten before it is used again */
-};
-
-struct ie__stream {
-    union {
-        uv_handle_t handle;
-        uv_stream_t stream;
-        uv_tcp_t    tcp;
-        uv_pipe_t   pipe;
-    } uv;
-    uv_write_t            write;
-    uv_connect_t          connect;
-    uv_shutdown_t         shutdown;
-    ie__net              *net;
-    const ie__stream_ops *ops;
-    void                 *owner; /* NULL once the owner closed */
-    ie__connect_fn        connected;
-    ie__chunk            *head;
-    ie__chunk            *tail;
-    size_t                pending;
-    size_t                writing_bytes; /* of the write request that is out */
-    size_t                notify_below;
-    ie__stream           *dirty_next;
-    ie__stream           *linger_next;
-    uint64_t              linger_until;
-    int                   failed; /* libuv error that ended it; 0: fine */
-    bool                  is_unix;
-    bool                  is_dirty;
-    bool                  is_open;    /* connected */
-    bool                  is_writing; /* a write request is out */
-    bool                  is_drained; /* drained is due */
-    bool                  is_reading;
-    bool                  is_told; /* gone was called */
-    bool                  is_lingering;
-    bool                  is_shut;
-    bool                  is_closing;
-};
 
 /* ---- shared bodies and chunks --------------------------------------------------------------- */
 
@@ -149,6 +105,8 @@ stream_on_closed(uv_handle_t *handle)
     ie__stream *stream = handle->data;
 
     stream_drop_output(stream); /* not before: a write request may have pointed at it */
+    if (stream->tls != NULL)
+        ie__stream_tls_free(stream);
     ie__free(stream);
 }
 
@@ -195,7 +153,7 @@ stream_cut(ie__stream *stream)
 void
 ie__stream_close(ie__stream *stream)
 {
-    if (stream != NULL)
+    if (stream != NULL && !(stream->tls != NULL && ie__stream_tls_leave(stream)))
         stream_cut(stream);
 }
 
@@ -210,8 +168,8 @@ stream_on_shutdown(uv_shutdown_t *request, int status)
 
 /* All is written: say so, and wait for the peer to hang up. Closing at once with input unread
  * would make the kernel send a reset that overtakes our last words. */
-static void
-stream_shut(ie__stream *stream)
+void
+ie__stream_shut(ie__stream *stream)
 {
     if (stream->is_shut || stream->is_closing)
         return;
@@ -235,19 +193,13 @@ net_on_linger(uv_timer_t *timer)
     }
 }
 
-void
-ie__stream_close_gently(ie__stream *stream)
+bool
+ie__stream_linger(ie__stream *stream)
 {
-    ie__net *net;
+    ie__net *net = stream->net;
 
-    if (stream == NULL || stream->is_closing)
-        return;
-    net = stream->net;
-    if (stream->failed != 0 || !stream->is_reading || net->linger_count >= IE__NET_LINGER_MAX) {
-        ie__stream_flush(stream);
-        stream_cut(stream);
-        return;
-    }
+    if (!stream->is_reading || net->linger_count >= IE__NET_LINGER_MAX)
+        return false;
     stream->owner = NULL; /* what still comes in is thrown away */
     stream->is_lingering = true;
     stream->linger_until = uv_now(net->loop) + IE__NET_LINGER_MS;
@@ -256,22 +208,46 @@ ie__stream_close_gently(ie__stream *stream)
     if (net->linger_count++ == 0)
         (void)uv_timer_start(&net->linger_timer, net_on_linger, IE__NET_LINGER_MS / 4,
                              IE__NET_LINGER_MS / 4);
+    return true;
+}
+
+void
+ie__stream_close_gently(ie__stream *stream)
+{
+    if (stream == NULL || stream->is_closing)
+        return;
+    if (stream->failed != 0 || !ie__stream_linger(stream)) {
+        ie__stream_flush(stream);
+        stream_cut(stream);
+        return;
+    }
     ie__stream_flush(stream);
     if (stream->failed != 0)
         stream_cut(stream);
-    else if (stream->head == NULL)
-        stream_shut(stream);
+    else if (stream->head == NULL && stream->tls == NULL)
+        ie__stream_shut(stream);
 }
 
 /* Remember the failure; the owner hears of it at the end of the turn, when it is not in the
  * middle of a walk over its own tables. */
-static void
-stream_fail(ie__stream *stream, int error)
+void
+ie__stream_fail(ie__stream *stream, int error)
 {
     if (stream->failed != 0 || stream->is_closing)
         return;
     stream->failed = error;
     ie__stream_touch(stream);
+}
+
+static const char *
+stream_reason(const ie__stream *stream)
+{
+    const char *reason = stream->tls != NULL ? ie__stream_tls_reason(stream) : NULL;
+
+    if (reason != NULL)
+        return reason;
+    return stream->failed == UV_EOF ? "the peer closed the connection"
+                                    : uv_strerror(stream->failed);
 }
 
 static void
@@ -283,8 +259,7 @@ stream_tell_gone(ie__stream *stream)
     if (stream->owner == NULL)
         stream_cut(stream);
     else
-        stream->ops->gone(stream->owner, stream->failed == UV_EOF ? "the peer closed the connection"
-                                                                  : uv_strerror(stream->failed));
+        stream->ops->gone(stream->owner, stream_reason(stream));
 }
 
 /* ---- output --------------------------------------------------------------------------------- */
@@ -299,10 +274,9 @@ ie__stream_touch(ie__stream *stream)
     stream->net->dirty = stream;
 }
 
-static void
-stream_consume(ie__stream *stream, size_t bytes)
+void
+ie__stream_consume(ie__stream *stream, size_t bytes)
 {
-    stream->net->bytes_out += bytes;
     stream->net->pending_bytes -= bytes;
     stream->pending -= bytes;
     while (bytes > 0) {
@@ -352,20 +326,25 @@ stream_on_written(uv_write_t *request, int status)
     if (stream->is_closing)
         return;
     if (status != 0) {
-        stream_fail(stream, status);
+        ie__stream_fail(stream, status);
         return;
     }
-    stream_consume(stream, stream->writing_bytes);
+    stream->net->bytes_out += stream->writing_bytes;
+    ie__stream_consume(stream, stream->writing_bytes);
     stream_send(stream);
 }
 
-/* Everything that leaves passes here: this is where TLS will encrypt. */
+/* Everything that leaves passes here. */
 static void
 stream_send(ie__stream *stream)
 {
     uv_buf_t iov[IOV_MAX_];
     unsigned count;
 
+    if (stream->tls != NULL) {
+        ie__stream_tls_send(stream);
+        return;
+    }
     while (stream->head != NULL && stream->is_open && !stream->is_writing && !stream->is_closing &&
            stream->failed == 0) {
         const size_t bytes = stream_iov(stream, iov, &count);
@@ -375,22 +354,23 @@ stream_send(ie__stream *stream)
         if (sent == UV_EAGAIN)
             sent = 0;
         if (sent < 0) {
-            stream_fail(stream, sent);
+            ie__stream_fail(stream, sent);
             return;
         }
-        stream_consume(stream, (size_t)sent);
+        stream->net->bytes_out += (size_t)sent;
+        ie__stream_consume(stream, (size_t)sent);
         if ((size_t)sent == bytes)
             continue;
         stream->writing_bytes = stream_iov(stream, iov, &count);
         stream->write.data = stream;
         error = uv_write(&stream->write, &stream->uv.stream, iov, count, stream_on_written);
         if (error != 0)
-            stream_fail(stream, error);
+            ie__stream_fail(stream, error);
         else
             stream->is_writing = true;
     }
     if (stream->head == NULL && stream->is_lingering)
-        stream_shut(stream);
+        ie__stream_shut(stream);
 }
 
 unsigned char *
@@ -427,7 +407,7 @@ ie__stream_reserve(ie__stream *stream, size_t size)
 static ie_status
 stream_no_memory(ie__stream *stream)
 {
-    stream_fail(stream, UV_ENOMEM);
+    ie__stream_fail(stream, UV_ENOMEM);
     return IE_ENOMEM;
 }
 
@@ -535,7 +515,7 @@ ie__stream_flush(ie__stream *stream)
 size_t
 ie__stream_pending(const ie__stream *stream)
 {
-    return stream->pending;
+    return stream->tls == NULL ? stream->pending : stream->pending + ie__stream_tls_pending(stream);
 }
 
 /* Frames begin where their chunk begins, or behind another one in it; only a body goes on in the
@@ -584,12 +564,14 @@ stream_on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
     *buf = uv_buf_init((char *)stream->net->read_buffer, IE__NET_READ_BYTES);
 }
 
-/* Everything that comes in passes here: this is where TLS will decrypt. */
+/* Everything that comes in passes here. */
 static void
 stream_received(ie__stream *stream, unsigned char *bytes, size_t size)
 {
     stream->net->bytes_in += size;
-    if (stream->owner != NULL)
+    if (stream->tls != NULL)
+        ie__stream_tls_received(stream, bytes, size);
+    else if (stream->owner != NULL)
         stream->ops->data(stream->owner, bytes, size);
 }
 
@@ -606,7 +588,7 @@ stream_on_read(uv_stream_t *handle, ssize_t nread, const uv_buf_t *buf)
         if (stream->is_lingering)
             stream_cut(stream);
         else
-            stream_fail(stream, (int)nread);
+            ie__stream_fail(stream, (int)nread);
     }
 }
 
@@ -628,7 +610,7 @@ ie__stream_resume(ie__stream *stream)
         return;
     error = uv_read_start(&stream->uv.stream, stream_on_alloc, stream_on_read);
     if (error != 0)
-        stream_fail(stream, error);
+        ie__stream_fail(stream, error);
     else
         stream->is_reading = true;
 }
@@ -664,6 +646,8 @@ stream_opened(ie__stream *stream)
     if (!stream->is_unix)
         (void)uv_tcp_nodelay(&stream->uv.tcp, 1); /* we gather by ourselves */
     ie__stream_resume(stream);
+    if (stream->tls != NULL)
+        ie__stream_tls_begin(stream);
 }
 
 int
@@ -831,6 +815,8 @@ ie__net_free(ie__net *net)
         net->spare = chunk->next;
         ie__free(chunk);
     }
+    ie__tls_sink_free(net->tls_sink);
+    ie__free(net->tls_buffer);
     ie__free(net->read_buffer);
     net->read_buffer = NULL;
 }

@@ -1,6 +1,6 @@
 /*
- * A byte stream on a libuv loop: TCP or unix now, TLS between stream_received() and
- * stream_send() later.
+ * A byte stream on a libuv loop: TCP, unix or TLS. TLS sits below the queues of stream.c: what
+ * was gathered is encrypted in records as large as they get, just before it is written.
  *
  * Writing gathers: bytes are copied into chunks (large ones are shared by reference count), and
  * go out once per turn of the loop, or as soon as a chunkful waits. There is at most one write
@@ -19,6 +19,7 @@
 #include <uv.h>
 
 #include "address.h"
+#include "tls.h"
 
 #define IE__NET_READ_BYTES  65536 /* one buffer per loop: a turn's input is used up at once */
 #define IE__NET_CHUNK_BYTES 16384 /* output is gathered in pieces of this */
@@ -70,6 +71,8 @@ typedef struct ie__net {
     void (*end_of_turn)(void *user); /* may be NULL; after all output was written */
     void          *user;
     unsigned char *read_buffer;
+    ie__tls_sink  *tls_sink;   /* of all connections; NULL before the first */
+    unsigned char *tls_buffer; /* records before they are encrypted, and after being decrypted */
 } ie__net;
 
 /* Set up on a loop; fini closes the handles (run the loop until they are gone, then free). */
@@ -81,6 +84,16 @@ void ie__net_thread_enter(const char *name);
 
 /* A stream that is not connected yet. NULL when out of memory. */
 ie__stream *ie__stream_new(ie__net *net, bool is_unix, const ie__stream_ops *ops, void *owner);
+/* It will speak TLS: before accept or connect. IE_ENOMEM: it is as before. */
+ie_status ie__stream_use_tls(ie__stream *stream, const ie__tls_context *context);
+/* Who the peer is by its certificate; see ie__tls_identity(). IE_ENOTFOUND without TLS, too. */
+ie_status ie__stream_identity(const ie__stream *stream, char out[IE__TLS_IDENTITY_BYTES + 1],
+                              ie_error *err);
+/* Did it end before TLS was agreed upon? */
+bool ie__stream_tls_failed(const ie__stream *stream);
+/* In gone(): the peer spoke SP in plain text where TLS was expected. True: the stream is plain
+ * now, and can tell it so in words that it understands. */
+bool ie__stream_tls_give_up(ie__stream *stream);
 /* Take a connection from a listener; the stream reads from now on. 0 or a libuv error. */
 int ie__stream_accept(ie__stream *stream, uv_stream_t *listener);
 /* Connect; done() is called once unless the stream is closed before. */

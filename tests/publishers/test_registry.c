@@ -224,7 +224,7 @@ START_TEST(builtin_set_is_the_same_for_all_threads)
 {
     static const char *const SCHEMES[] = {"memory:x", "file:///x",
 #ifdef IE_HAVE_SOCKET_BUS
-                                          "socket://x", "unix:/x",
+                                          "socket://x", "sockets://x", "unix:/x",
 #endif
                                           NULL};
     const ie_publisher_ops *found = NULL;
