@@ -146,6 +146,25 @@ cli_wait_end cli_wait(int64_t timeout_ms);
 /* As cli_wait(), or until the descriptor is readable; -1: none. */
 cli_wait_end cli_wait_input(int64_t timeout_ms, int fd);
 
+/* ---- standard input (input.c) ---- */
+
+/* A pipe or a file was put before us; anything else (a terminal, /dev/null, a service's stdin) was
+ * not meant. */
+bool cli_input_is_given(void);
+/* All of it, up to one byte more than an event may have. *data is released with ie__free(), on
+ * failure too. */
+cli_exit cli_input_read(char **data, size_t *bytes);
+
+/* ---- a running bus (reach.c) ---- */
+
+struct ie_bus_client;
+struct ie_bus_client_options;
+
+/* A client that is connected, of the URL in this flag; options NULL: defaults. When nobody is
+ * there, that is said at once, with exit 5. */
+cli_exit cli_reach_bus(const cli *self, const char *flag,
+                       const struct ie_bus_client_options *options, struct ie_bus_client **out);
+
 /* ---- databases (db.c) ---- */
 
 /* A guest's connection; a file that does not exist is named, never made. False: said why. */
@@ -158,6 +177,11 @@ extern const cli_flag cli_bus_flags[];
 extern const cli_flag cli_relay_flags[];
 extern const cli_flag cli_publish_flags[];
 extern const cli_flag cli_subscribe_flags[];
+extern const cli_flag cli_query_flags[];
+extern const cli_flag cli_reply_flags[];
+extern const cli_flag cli_bus_status_flags[];
+extern const cli_flag cli_bus_list_flags[];
+extern const cli_flag cli_bus_group_flags[];
 extern const cli_flag cli_status_flags[];
 extern const cli_flag cli_ls_flags[];
 extern const cli_flag cli_show_flags[];
@@ -172,6 +196,15 @@ cli_exit cli_bus(cli *self);
 cli_exit cli_relay(cli *self);
 cli_exit cli_publish(cli *self);
 cli_exit cli_subscribe(cli *self);
+cli_exit cli_query(cli *self);
+cli_exit cli_reply(cli *self);
+cli_exit cli_bus_status(cli *self);
+cli_exit cli_bus_topics(cli *self);
+cli_exit cli_bus_groups(cli *self);
+cli_exit cli_bus_connections(cli *self);
+cli_exit cli_bus_pause(cli *self);
+cli_exit cli_bus_resume(cli *self);
+cli_exit cli_bus_kick(cli *self);
 cli_exit cli_outbox_status(cli *self);
 cli_exit cli_outbox_ls(cli *self);
 cli_exit cli_outbox_show(cli *self);

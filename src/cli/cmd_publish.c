@@ -68,40 +68,6 @@ outgoing_free(outgoing *out)
     ie__free(out->data);
 }
 
-/* A pipe or a file was put before us; anything else (a terminal, /dev/null, a service's stdin) was
- * not. */
-static bool
-stdin_is_given(void)
-{
-    struct stat st;
-
-    return fstat(STDIN_FILENO, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode));
-}
-
-static cli_exit
-read_stdin(outgoing *out)
-{
-    size_t  used = 0;
-    ssize_t got = 0;
-
-    out->data = ie__alloc(IE_DATA_BYTES_MAX + 1);
-    if (out->data == NULL) {
-        cli_say("out of memory");
-        return CLI_FAILED;
-    }
-    while (used <= IE_DATA_BYTES_MAX &&
-           ((got = read(STDIN_FILENO, out->data + used, IE_DATA_BYTES_MAX + 1 - used)) > 0 ||
-            (got < 0 && errno == EINTR)))
-        used += got > 0 ? (size_t)got : 0;
-    if (got < 0) {
-        cli_say("cannot read standard input: %s", strerror(errno));
-        return CLI_FAILED;
-    }
-    out->event.data = used > 0 ? out->data : NULL;
-    out->event.data_bytes = used; /* one too many is refused with the limit in the message */
-    return CLI_OK;
-}
-
 static cli_exit
 take_headers(const cli *self, outgoing *out)
 {
@@ -169,8 +135,11 @@ outgoing_fill(const cli *self, outgoing *out)
     code = take_headers(self, out);
     if (code != CLI_OK)
         return code;
-    if (data == NULL ? stdin_is_given() : strcmp(data, "-") == 0)
-        return read_stdin(out);
+    if (data == NULL ? cli_input_is_given() : strcmp(data, "-") == 0) {
+        code = cli_input_read(&out->data, &event->data_bytes);
+        event->data = event->data_bytes > 0 ? out->data : NULL;
+        return code;
+    }
     if (data != NULL && data[0] != '\0') {
         event->data = data;
         event->data_bytes = strlen(data);

@@ -801,6 +801,125 @@ class Bus(Case):
             self.assertIn(said, self.err)
 
 
+class Query(Case):
+    def replier(self, *words, **options):
+        replier = self.start("reply", *words, **options)
+        replier.wait_for(lambda: "answering" in replier.stderr(), "the subscription")
+        return replier
+
+    def test_a_question_gets_its_answer(self):
+        _, url = self.bus()
+        replier = self.replier("stock.*", "--from", url, "--exec", 'echo "$IE_TOPIC: $(cat)"')
+        self.assertEqual(self.ie("query", "stock.apple", '"how many?"', "--to", url), 'stock.apple: "how many?"\n')
+        self.assertEqual(self.ie("query", "stock.pear", "--to", url, stdin=b"{}"), "stock.pear: {}\n")
+        self.assertEqual(self.ie("query", "stock.fig", "-", "--to", url, "--content-type", "text/plain",
+                                 stdin=b"plain"), "stock.fig: plain\n")
+        self.assertEqual(replier.end(), 0)
+
+    def test_nobody_there_is_known_at_once(self):
+        _, url = self.bus()
+        begun = time.monotonic()
+        self.assertEqual(self.ie("query", "nobody.home", "1", "--to", url, "--timeout", "300s", code=5), "")
+        self.assertLess(time.monotonic() - begun, DEADLINE_S)
+        self.assertIn("nobody answers", self.err)
+        self.assertIn("hint:", self.err)
+        self.ie("query", "a", "1", "--to", "socket://127.0.0.1:1", code=5)
+        self.assertIn("cannot reach bus at socket://127.0.0.1:1", self.err)
+        self.ie("reply", "a", "--exec", "cat", "--from", "socket://127.0.0.1:1", code=5)
+
+    def test_all_answer(self):
+        _, url = self.bus()
+        for name in "abc":
+            self.replier("who", "--from", url, "--exec", f"echo {name}")
+        self.assertEqual(sorted(self.ie("query", "who", "--to", url, "--all").split()), ["a", "b", "c"])
+        self.assertEqual(len(self.ie("query", "who", "--to", url).split()), 1)
+
+    def test_a_failing_command_declines_with_its_last_words(self):
+        _, url = self.bus()
+        replier = self.replier("t.>", "--from", url, "--timeout", "30s",
+                               "--exec", 'case $IE_TOPIC in *.words) echo one >&2; echo "no apples" >&2; exit 3;;'
+                               " *.silent) exit 4;; *.killed) kill -9 $$;; esac; head -c 2000000 /dev/zero")
+        for topic, reason in (("t.words", "no apples"), ("t.silent", "exit status 4"),
+                              ("t.killed", "signal 9"), ("t.big", "larger than 1048576")):
+            self.ie("query", topic, "--to", url, "--timeout", "60s", code=1)
+            self.assertIn(reason, self.err)
+            self.assertIn(f"{topic}: declined: ", replier.stderr())
+
+    def test_what_takes_too_long_is_ended(self):
+        _, url = self.bus()
+        self.replier("t", "--from", url, "--timeout", "200ms", "--exec", "cat >/dev/null; sleep 600")
+        self.ie("query", "t", "--to", url, "--timeout", "60s", code=1)
+        self.assertIn("took too long", self.err)
+        self.ie("query", "t", "--to", url, "--timeout", "50ms", code=1)
+        self.assertIn("no answer", self.err)
+
+    def test_jobs_run_side_by_side_and_count_ends_it(self):
+        _, url = self.bus()
+        # each waits for the other: with one job neither would end
+        replier = self.replier("t", "--from", url, "--jobs", "2", "--count", "2", "--exec",
+                               'mkdir "$(cat)" && while [ ! -d a ] || [ ! -d b ]; do sleep 0.01; done; echo done')
+        asking = [self.start("query", "t", name, "--to", url, "--timeout", "60s", "--content-type", "text/plain")
+                  for name in "ab"]
+        self.assertEqual([one.process.wait(DEADLINE_S) for one in asking], [0, 0])
+        self.assertEqual(replier.process.wait(DEADLINE_S), 0)
+
+    def test_binary_passes_as_it_is(self):
+        _, url = self.bus()
+        self.replier("t", "--from", url, "--exec", "cat")
+        data = bytes(range(256)) + b"\n"
+        done = subprocess.run([IE, "query", "t", "-", "--to", url, "--content-type", "application/octet-stream"],
+                              input=data, capture_output=True, timeout=DEADLINE_S, check=True)
+        self.assertEqual(done.stdout, data)
+
+    def test_wrong_words(self):
+        self.ie("reply", "a", code=2)
+        self.assertIn("--exec is required", self.err)
+        _, url = self.bus()
+        self.ie("query", "a..b", "1", "--to", url, code=2)
+        self.ie("query", "a", "{", "--to", url, code=2)
+        self.ie("query", "a", "1", "--to", url, "--timeout", "0s", code=2)
+        self.ie("reply", "a.>.b", "--exec", "cat", "--from", url, code=2)
+
+    def test_an_operator_sees_and_steers_the_bus(self):
+        _, url = self.bus()
+        subscriber = self.subscriber("orders.>", "--from", url, "--group", "billing", "--json")
+        self.replier("stock.*", "--from", url, "--exec", "cat")
+        status = json.loads(self.ie("bus", "status", "--to", url, "--json"))
+        self.assertEqual(status["addresses"], [url])
+        self.assertEqual(status["stats"]["groups"], 1)
+        self.assertIn(f"address\t{url}\n", self.ie("bus", "status", "--to", url))
+        self.assertEqual(sorted(self.ie("bus", "topics", "--to", url).splitlines()),
+                         ["orders.>\t0\t1\t0", "stock.*\t0\t0\t1"])
+        group = json.loads(self.ie("bus", "groups", "--to", url, "--json"))
+        self.assertEqual((group["group"], group["pattern"], group["members"]), ("billing", "orders.>", 1))
+        self.ie("bus", "pause", "billing", "--to", url)
+        self.assertIn("is paused", self.err)
+        publish = self.start("publish", "orders.placed", "1", "--to", url)
+        self.wait_for_queued(url, 1)
+        self.assertEqual(subscriber.stdout(), "")
+        self.ie("bus", "resume", "billing", "--pattern", "orders.>", "--to", url)
+        self.assertEqual(publish.process.wait(DEADLINE_S), 0)
+        subscriber.wait_for(lambda: subscriber.stdout().endswith("\n"), "the event")
+        mine = [line.split("\t") for line in self.ie("bus", "connections", "--to", url).splitlines()]
+        member = next(row[0] for row in mine if row[1] == f"ie/{subscriber.process.pid}")
+        self.ie("bus", "kick", member, "--to", url)
+        subscriber.wait_for(lambda: "an administrator ended" in subscriber.stderr(), "the loss")
+
+    def wait_for_queued(self, url, number):
+        end = time.monotonic() + DEADLINE_S
+        while json.loads(self.ie("bus", "groups", "--to", url, "--json"))["queued"] != number:
+            self.assertLess(time.monotonic(), end)
+
+    def test_what_the_bus_does_not_know(self):
+        _, url = self.bus()
+        self.ie("bus", "pause", "nobody", "--to", url, code=3)
+        self.assertIn("no group 'nobody'", self.err)
+        self.ie("bus", "kick", "99", "--to", url, code=3)
+        self.ie("bus", "kick", "x", "--to", url, code=2)
+        self.ie("bus", "status", "--to", "socket://127.0.0.1:1", code=5)
+        self.assertIn("hint: 'ie bus' starts one", self.err)
+
+
 if __name__ == "__main__":
     IE = str(pathlib.Path(sys.argv[1]).resolve())
     MAN = sys.argv[2]
