@@ -329,6 +329,23 @@ ie__group_push(ie__group *group, ie__item *item)
 }
 
 bool
+ie__group_push_again(ie__group *group, ie__item *item)
+{
+    item->was_sent = false;
+    if (group->member_count == 0)
+        return false;
+    if (group->selection == IE_BUS_STICKY)
+        return push_sticky(group, item);
+    if (keeps_order(group)) {
+        admit(group, item, true);
+        return true;
+    }
+    items_add_front(&group->queue, item);
+    count_in(group, item);
+    return true;
+}
+
+bool
 ie__group_is_full(const ie__group *group, size_t size)
 {
     const ie_bus_server_options *options = &group->server->options;
@@ -359,6 +376,59 @@ ie__item_key(const void *bytes, size_t size)
     const uint64_t key = ie__digest(bytes, size, 0);
 
     return key != 0 ? key : 1;
+}
+
+/* ---- taking back from the queues ------------------------------------------------------------- */
+
+static void key_next(ie__group *group, ie__key *slot);
+
+static void
+withdraw_from(ie__group *group, ie__items *list, ie__items *out)
+{
+    for (ie__item *item = list->head, *next; item != NULL; item = next) {
+        next = item->next;
+        if (item->position == 0)
+            continue;
+        items_remove(list, item);
+        count_out(group, item);
+        items_add(out, item);
+    }
+}
+
+void
+ie__group_withdraw(ie__group *group, uint64_t key)
+{
+    static const ie__outcome WITHDRAWN = {IE_BUS_CODE_SUBSCRIBER_GONE, 0, "withdrawn", false};
+    ie__items                out = {NULL, NULL};
+
+    if (key != 0) {
+        ie__key *slot = ie__keys_find(group, key);
+
+        if (slot != NULL)
+            withdraw_from(group, &slot->waiting, &out);
+    } else {
+        if (group->selection != IE_BUS_BROADCAST)
+            withdraw_from(group, &group->queue, &out);
+        for (size_t i = 0; i < group->key_max; i++)
+            if (group->keys[i].key != 0)
+                withdraw_from(group, &group->keys[i].waiting, &out);
+        for (size_t i = 0; i < group->member_count; i++) {
+            ie__items own = {NULL, NULL};
+
+            withdraw_from(group, &group->members[i]->queue, &own);
+            for (ie__item *item; (item = items_take(&own)) != NULL;) {
+                ie__key *slot = group->selection == IE_BUS_STICKY && item->key != 0
+                                    ? ie__keys_find(group, item->key)
+                                    : NULL;
+
+                if (slot != NULL && !slot->is_held)
+                    key_next(group, slot);
+                items_add(&out, item);
+            }
+        }
+    }
+    for (ie__item *item; (item = items_take(&out)) != NULL;)
+        item->feeder->done(group, item, &WITHDRAWN);
 }
 
 /* ---- answers -------------------------------------------------------------------------------- */

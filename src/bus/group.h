@@ -81,8 +81,9 @@ struct ie__sub {
     uint32_t   id;
     uint32_t   flags;
     uint32_t   credit;
-    bool       is_narrowed; /* live: not all of its pattern is allowed; see ie__may_receive() */
-    uint32_t   outstanding; /* deliveries that it has not answered, in time or not */
+    bool       is_narrowed;    /* live: not all of its pattern is allowed; see ie__may_receive() */
+    uint32_t   outstanding;    /* deliveries that it has not answered, in time or not */
+    bool       is_unconfirmed; /* its durable group is being stored; SUBSCRIBED follows */
 };
 
 /* A key of a sticky group that has an item on its way, or a failed one that is to come again. */
@@ -146,6 +147,9 @@ uint64_t ie__item_key(const void *bytes, size_t size);
  * ie__group_release_key() is called, which may happen inside done().
  */
 bool ie__group_push(ie__group *group, ie__item *item);
+/* The same for a log item that was here before: it waits in front of the others, and nothing is
+ * sent before the group is pumped. */
+bool ie__group_push_again(ie__group *group, ie__item *item);
 /* Has it reached group_events_max or group_bytes_max with so much more? */
 bool ie__group_is_full(const ie__group *group, size_t size);
 /*
@@ -157,6 +161,9 @@ size_t ie__group_room(const ie__group *group);
 /* Sticky: the failed item of this key will not come again (dead, or handled otherwise). */
 void ie__group_release_key(ie__group *group, uint64_t key);
 void ie__group_pause(ie__group *group, bool is_paused);
+/* Log items that wait and that no member has: done (code 6, not sent). key: those of a sticky
+ * group that wait behind this key's failed item; 0: all. */
+void ie__group_withdraw(ie__group *group, uint64_t key);
 
 /* ---- members (route.c) ---- */
 

@@ -2,11 +2,13 @@
 #include "reload.h"
 
 #include "auth.h"
+#include "durable.h"
 #include "settings.h"
 
 struct ie__reload { /* on the stack of the thread that waits for it */
     ie_bus_server_options options;
     ie__policy           *policy; /* the server's once it is taken */
+    ie__durable_rules    *rules;  /* NULL: the bus stores nothing */
     bool                  is_taken;
 };
 
@@ -79,6 +81,8 @@ reload_prepare(struct ie__reload *self, const ie_bus_server *server,
         status = ie__policy_load(&self->policy, &self->options, err);
     if (status == IE_OK)
         status = check_listeners(server, self->policy, err);
+    if (status == IE_OK && server->durable != NULL)
+        status = ie__durable_rules_new(&self->rules, &self->options, err);
     return status;
 }
 
@@ -97,6 +101,8 @@ reload_apply(const struct ie__reload *self, ie_bus_server *server)
     for (ie__conn *conn = server->conns; conn != NULL; conn = conn->next)
         if (conn->state == IE__CONN_OPEN)
             conn->framer.message_max = server->options.data_bytes_max + IE__RECORD_OVERHEAD_MAX;
+    if (self->rules != NULL)
+        ie__durable_reload(server, self->rules);
     server->stats.reloads++;
     ie__bus_server_tick_start(server);
 }
@@ -138,6 +144,7 @@ ie_bus_server_reload(ie_bus_server *server, const ie_bus_server_options *options
 
     if (status != IE_OK) {
         ie__policy_free(reload.policy);
+        ie__durable_rules_free(reload.rules);
         return status;
     }
     (void)pthread_mutex_lock(&server->mutex);
@@ -154,5 +161,6 @@ ie_bus_server_reload(ie_bus_server *server, const ie_bus_server_options *options
     if (reload.is_taken)
         return IE_OK;
     ie__policy_free(reload.policy);
+    ie__durable_rules_free(reload.rules);
     return ie_error_set(err, IE_EINVAL, "the bus has stopped");
 }

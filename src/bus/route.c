@@ -7,6 +7,7 @@
 #include "auth.h"
 #include "query.h"
 
+#include "durable.h"
 #include "eb1.h"
 
 /* ---- held publishes ------------------------------------------------------------------------- */
@@ -211,6 +212,7 @@ ie__route_leave(ie__conn *conn)
 
     while (conn->held != NULL)
         held_unlink(conn->held); /* nobody to answer any more */
+    ie__durable_leave(conn);
     for (ie__sub *sub = conn->subs; sub != NULL; sub = sub->next) {
         if (sub->group != NULL)
             ie__group_leave(sub, code,
@@ -242,6 +244,10 @@ typedef struct subscribe_request {
     uint32_t flags;
     uint32_t credit;
     uint32_t selection;
+    uint32_t start; /* of a durable group, as the rest */
+    uint32_t ack_timeout_ms;
+    uint32_t attempts_max;
+    int64_t  start_at;
 } subscribe_request;
 
 static ie_status
@@ -264,6 +270,10 @@ subscribe_parse(subscribe_request *out, const ie__frame *frame)
         case IE__F_FLAGS: status = ie__field_u32(&out->flags, &field); break;
         case IE__F_CREDIT: status = ie__field_u32(&out->credit, &field); break;
         case IE__F_SELECTION: status = ie__field_u32(&out->selection, &field); break;
+        case IE__F_START: status = ie__field_u32(&out->start, &field); break;
+        case IE__F_START_AT: status = ie__field_i64(&out->start_at, &field); break;
+        case IE__F_ACK_TIMEOUT: status = ie__field_u32(&out->ack_timeout_ms, &field); break;
+        case IE__F_ATTEMPTS: status = ie__field_u32(&out->attempts_max, &field); break;
         default: status = field.tag >= IE__FIELD_OPTIONAL ? IE_OK : IE_EPROTO; break;
         }
         if (status != IE_OK)
@@ -329,6 +339,8 @@ subscribe_confirm(ie__conn *conn, const ie__sub *sub)
 
     ie__build_begin(&b, &buffer, IE__SUBSCRIBED, sub->id);
     ie__build_u32(&b, IE__F_CREDIT, sub->credit);
+    if (sub->group != NULL && sub->group->is_durable)
+        ie__build_i64(&b, IE__F_POSITION, ie__durable_position(sub));
     if (ie__build_end(&b) != IE_OK ||
         ie__stream_write(conn->stream, buffer.data, buffer.size) != IE_OK)
         ie__conn_doom(conn, IE_BUS_CODE_MEMORY, "no memory for its output");
@@ -349,12 +361,38 @@ subscribe_may(ie__sub *sub, const subscribe_request *request, ie_error *err)
     return IE_BUS_CODE_DENIED;
 }
 
+static bool
+is_durable_name(const ie_bus_server *server, const subscribe_request *request)
+{
+    const ie__group *group = ie__group_find(server, request->group, request->pattern);
+
+    return group != NULL && group->is_durable;
+}
+
 /* Make it take part: in the index, or in its group. */
 static uint32_t
 subscribe_enter(ie__sub *sub, const subscribe_request *request, ie_error *err)
 {
     ie_bus_server *server = sub->conn->server;
 
+    if (server->durable != NULL && request->group[0] != '\0' &&
+        (request->flags & IE_BUS_SUBSCRIBE_EPHEMERAL) == 0) {
+        const ie__durable_request durable = {
+            .name = request->group,
+            .pattern = request->pattern,
+            .selection = (ie_bus_selection)request->selection,
+            .start = (ie_bus_start)request->start,
+            .start_at = request->start_at,
+            .ack_timeout_ms = request->ack_timeout_ms,
+            .attempts_max = request->attempts_max,
+        };
+
+        return ie__durable_join(sub, &durable, err);
+    }
+    if (request->group[0] != '\0' && is_durable_name(server, request)) {
+        (void)ie_error_set(err, IE_ECONFLICT, "the group %s exists and is durable", request->group);
+        return IE_BUS_CODE_CONFLICT;
+    }
     if (request->group[0] != '\0' || (request->flags & IE_BUS_SUBSCRIBE_ACK) != 0)
         return ie__group_join(server, request->group, request->pattern,
                               (ie_bus_selection)request->selection, sub, err);
@@ -411,10 +449,30 @@ ie__route_subscribe(ie__conn *conn, const ie__frame *frame)
     conn->subs = sub;
     conn->sub_count++;
     server->sub_count++;
+    if (sub->is_unconfirmed)
+        return IE_OK;
     subscribe_confirm(conn, sub);
     if (sub->group != NULL)
         ie__group_pump(sub->group); /* it may have been waiting for a member with credit */
     return IE_OK;
+}
+
+void
+ie__route_confirm(ie__sub *sub)
+{
+    if (sub->conn->state == IE__CONN_OPEN)
+        subscribe_confirm(sub->conn, sub);
+}
+
+void
+ie__route_refuse(ie__sub *sub, uint32_t code, const char *reason)
+{
+    ie__conn      *conn = sub->conn;
+    const uint32_t id = sub->id;
+
+    ie__route_unsubscribe(conn, id);
+    if (conn->state == IE__CONN_OPEN)
+        ie__conn_reason(conn, IE__SUBREFUSED, id, code, reason);
 }
 
 /* ---- publishing ----------------------------------------------------------------------------- */
@@ -544,6 +602,98 @@ publish_deliver(ie__conn *conn, uint32_t request, const ie__topic_match *match,
     ie__blob_unref(blob);
 }
 
+static bool
+is_durable_group(const ie__target *target)
+{
+    return target->is_group && ((const ie__group *)(const void *)target)->is_durable;
+}
+
+/* May it be stored; who gets it, and how many ephemeral groups of those. */
+static uint32_t
+store_check(const ie__conn *conn, const ie__topic_match *match, size_t size, uint32_t *receivers,
+            uint32_t *groups, const char **reason)
+{
+    const ie_bus_server *server = conn->server;
+
+    *receivers = *groups = 0;
+    for (size_t i = 0; i < match->count; i++) {
+        const ie__target *target = (const ie__target *)(const void *)match->entries[i];
+
+        if (is_durable_group(target)) {
+            ++*receivers;
+        } else if (target_takes(target, conn)) {
+            ++*receivers;
+            *groups += target->is_group;
+            if (target->is_group &&
+                ie__group_is_full((const ie__group *)(const void *)target, size)) {
+                *reason = "the group's queue is full";
+                return IE_BUS_CODE_BUSY;
+            }
+        }
+    }
+    if (ie__server_memory(server) + size > server->options.memory_bytes_max) {
+        *reason = "memory_bytes_max is reached";
+        return IE_BUS_CODE_MEMORY;
+    }
+    return ie__durable_check(conn, size, reason);
+}
+
+/* Who is there gets it now, so that a sync stalls nobody, and is not waited for. */
+static void
+store_fan_out(ie__conn *conn, const ie__topic_match *match, ie__blob *blob, ie__held *held)
+{
+    ie__target *eb1 = NULL;
+
+    for (size_t i = 0; i < match->count; i++) {
+        ie__target *target = (ie__target *)(void *)match->entries[i];
+
+        if (is_durable_group(target) || !target_takes(target, conn))
+            continue; /* durable groups get it from the log */
+        if (target->is_eb1)
+            eb1 = target; /* last, as in publish_deliver() */
+        else if (target->is_group)
+            held_push(held, (ie__group *)(void *)target);
+        else
+            deliver_live((ie__sub *)(void *)target, conn, blob->bytes, blob->size, blob);
+    }
+    if (eb1 != NULL)
+        (void)ie__eb1_from_topic(eb1, conn);
+}
+
+/* A publish that is stored, and answered when it is. */
+static void
+publish_store(ie__conn *conn, uint32_t request, const ie__topic_match *match,
+              const unsigned char *record, size_t size)
+{
+    ie_bus_server *server = conn->server;
+    const char    *reason = NULL;
+    uint32_t       receivers;
+    uint32_t       groups;
+    uint32_t       code = store_check(conn, match, size, &receivers, &groups, &reason);
+    ie__held      *held = NULL;
+    ie__blob      *blob = NULL;
+
+    if (code == IE_BUS_CODE_NONE) {
+        blob = ie__durable_record(server, record, size);
+        if (blob != NULL && groups != 0)
+            held = held_new(server, NULL, request, blob, groups);
+        if (blob == NULL || (groups != 0 && held == NULL) ||
+            !ie__durable_publish(server, conn, request, blob, receivers)) {
+            code = IE_BUS_CODE_MEMORY;
+            reason = "no memory for the event";
+        }
+    }
+    if (held != NULL)
+        held->waiting = code == IE_BUS_CODE_NONE ? groups + 1 : 1;
+    if (code == IE_BUS_CODE_NONE)
+        store_fan_out(conn, match, blob, held);
+    else
+        ie__conn_pubnack(conn, request, code, reason);
+    if (held != NULL)
+        held_resolve(server, held, IE_BUS_CODE_NONE, NULL);
+    ie__blob_unref(blob);
+}
+
 void
 ie__route_publish(ie__conn *conn, const ie__frame *frame)
 {
@@ -581,6 +731,10 @@ ie__route_publish(ie__conn *conn, const ie__frame *frame)
     if (!ie__may(conn, IE__MAY_PUBLISH, server->record.topic.bytes, server->record.topic.size)) {
         ie__conn_pubnack(conn, frame->number, IE_BUS_CODE_DENIED,
                          "no right to publish to this topic");
+        return;
+    }
+    if (ie__durable_takes(server, server->record.topic.bytes, server->record.topic.size, flags)) {
+        publish_store(conn, frame->number, &match, record, size);
         return;
     }
     code = publish_check(conn, &match, flags, size, &receivers, &groups);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "auth.h"
+#include "durable.h"
 #include "eb1.h"
 #include "query.h"
 #include "reload.h"
@@ -21,12 +22,7 @@
 static ie_status
 options_import(ie_bus_server_options *out, const ie_bus_server_options *given, ie_error *err)
 {
-    const ie_status status = ie__settings_import(out, given, err);
-
-    if (status == IE_OK && out->data_dir != NULL)
-        return ie_error_set(err, IE_ENOTSUP,
-                            "data_dir: this version of the bus stores nothing; leave it out");
-    return status;
+    return ie__settings_import(out, given, err);
 }
 
 /* ---- addresses ------------------------------------------------------------------------------ */
@@ -175,9 +171,13 @@ server_finish(ie_bus_server *server)
         ie__conn_doom(server->conns, IE_BUS_CODE_SHUTTING_DOWN, "the bus is shutting down");
         ie__conn_end(server->conns);
     }
+    ie__durable_stop(server);
     ie__guard_close(server);
     ie__net_fini(&server->net);
     ie__queries_finish(server);
+    (void)pthread_mutex_lock(&server->mutex);
+    server->shown = server->stats;
+    (void)pthread_mutex_unlock(&server->mutex);
     uv_close((uv_handle_t *)&server->tick, NULL);
     uv_close((uv_handle_t *)&server->drain, NULL);
     uv_close((uv_handle_t *)&server->accept_timer, NULL);
@@ -223,7 +223,8 @@ server_on_half_drained(uv_timer_t *timer)
 static void
 server_check_drained(ie_bus_server *server)
 {
-    bool only_subscribers = server->held_count == 0 && server->queries.count == 0;
+    bool only_subscribers =
+        server->held_count == 0 && server->queries.count == 0 && !ie__durable_is_storing(server);
 
     for (ie__conn *conn = server->conns; conn != NULL && only_subscribers; conn = conn->next)
         only_subscribers = is_subscriber(conn);
@@ -277,6 +278,7 @@ ie__server_show(ie_bus_server *server)
     server->stats.out_bytes = server->net.pending_bytes;
     server->stats.held_events = server->held_count;
     server->stats.memory_bytes = ie__server_memory(server);
+    ie__durable_show(server);
     server->stats.queries_now = server->queries.count;
     server->stats.bytes_in = server->net.bytes_in;
     server->stats.bytes_out = server->net.bytes_out;
@@ -293,6 +295,7 @@ server_end_of_turn(void *user)
     while (server->doomed != NULL)
         ie__conn_end(server->doomed);
     ie__accept_go_on(server);
+    ie__durable_end_of_turn(server);
     ie__server_show(server);
     if (server->is_draining)
         server_check_drained(server);
@@ -359,6 +362,7 @@ server_free(ie_bus_server *server)
     ie__guard_free(server);
     ie__net_free(&server->net);
     ie__eb1_free(server);
+    ie__durable_free(server);
     ie__topics_free(server->topics);
     ie__queries_free(server);
     ie__free(server->groups);
@@ -460,6 +464,8 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     server->net.user = server;
     server->shown.size = server->stats.size = sizeof server->stats;
     status = ie__guard_new(server, &imported, err);
+    if (status == IE_OK && imported.data_dir != NULL)
+        status = ie__durable_open(server, &imported, err);
     if (status == IE_OK)
         status = server_prepare(server, err);
     if (status != IE_OK) {

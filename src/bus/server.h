@@ -22,6 +22,8 @@
 #define IE__ACK_RUNS   32 /* runs of acknowledged publishes gathered per connection */
 
 typedef struct ie__held    ie__held;
+typedef struct ie__stored  ie__stored;
+typedef struct ie__durable ie__durable;
 typedef struct ie__eb1     ie__eb1;
 typedef struct ie__eb1_bus ie__eb1_bus;
 typedef struct ie__rights  ie__rights;
@@ -121,6 +123,8 @@ struct ie__conn {
     ie__numbers    asks;         /* that it was asked, by ours */
     uint32_t       ask_number;   /* the last */
     uint32_t       capabilities; /* of those that it showed, ours */
+    ie__stored    *storing;      /* its publishes on their way to the log */
+    uint32_t       storing_count;
     uint32_t       held_count;
     uint32_t       sub_count; /* responders, too */
     uint32_t       run_count;
@@ -210,7 +214,9 @@ struct ie_bus_server {
     uint32_t              group_count;
     uint64_t              held_count;
     uint64_t              held_bytes;
-    uint64_t              in_bytes; /* kept of messages that have not come whole */
+    uint64_t              in_bytes;      /* kept of messages that have not come whole */
+    uint64_t              durable_bytes; /* of events on their way to and from the log */
+    ie__durable          *durable;       /* NULL: it stores nothing */
     ie__topics           *topics;
     ie__eb1_bus          *eb1; /* NULL before the first eb/1 client */
     ie__guard            *guard;
@@ -252,7 +258,8 @@ void ie__bus_server_tick_start(ie_bus_server *server);
 static inline uint64_t
 ie__server_memory(const ie_bus_server *server)
 {
-    return server->net.memory_bytes + server->held_bytes + server->in_bytes + server->queries.bytes;
+    return server->net.memory_bytes + server->held_bytes + server->in_bytes +
+           server->queries.bytes + server->durable_bytes;
 }
 
 /* ---- accept.c ---- */
@@ -313,6 +320,9 @@ void      ie__route_unsubscribe(ie__conn *conn, uint32_t id);
 void ie__conn_send_record(ie__conn *conn, ie__frame_type type, uint32_t number,
                           const unsigned char *head, size_t head_bytes, const unsigned char *record,
                           size_t size, ie__blob *blob);
+/* The group of a durable subscription has been stored; or has not. */
+void ie__route_confirm(ie__sub *sub);
+void ie__route_refuse(ie__sub *sub, uint32_t code, const char *reason);
 /* The connection is about to go: its subscriptions end, what it did not answer goes to others. */
 void ie__route_leave(ie__conn *conn);
 /* Its output drained: its groups may go on. */

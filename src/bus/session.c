@@ -108,7 +108,8 @@ conn_send_welcome(ie__conn *conn)
     ie__builder                  b;
 
     ie__build_begin(&b, &buffer, IE__WELCOME, 0);
-    ie__build_u32(&b, IE__F_CAPABILITIES, conn->capabilities);
+    ie__build_u32(&b, IE__F_CAPABILITIES,
+                  conn->capabilities | (conn->server->durable != NULL ? IE__CAP_STORAGE : 0));
     ie__build_text(&b, IE__F_NAME, conn->server->name);
     ie__build_u32(&b, IE__F_MESSAGE_BYTES, options->data_bytes_max + IE__RECORD_OVERHEAD_MAX);
     ie__build_u32(&b, IE__F_PING_MS, options->ping_interval_ms);

@@ -466,7 +466,7 @@ ie__storage_record(const ie_event *event)
     return blob;
 }
 
-#define KEY_SEED 1
+#define KEY_SEED 0 /* as ie__item_key(): what comes live and what comes from the log share keys */
 
 static uint64_t
 key_hash(const void *bytes, size_t size)

@@ -309,6 +309,19 @@ group_count_rows(ie__storage *storage, ie__group_row *row, const char *cursor, i
     return status;
 }
 
+static void
+collect_key(void *user, uint64_t key_hash, uint64_t count)
+{
+    ie__group_job *job = user;
+    uint64_t      *grown = ie__realloc_array(job->held, 2 * (job->held_count + 1), sizeof *grown);
+
+    if (grown == NULL)
+        return;
+    job->held = grown;
+    grown[2 * job->held_count] = key_hash;
+    grown[2 * job->held_count++ + 1] = count;
+}
+
 static ie_status
 group_run(ie__storage *storage, ie__job *base, ie_error *err)
 {
@@ -327,6 +340,9 @@ group_run(ie__storage *storage, ie__job *base, ie_error *err)
     status = group_update(storage, job, cursor, err);
     if (status == IE_OK)
         status = group_count_rows(storage, &job->row, cursor, err);
+    job->held_count = 0;
+    if (status == IE_OK && job->start != IE_BUS_START_GROUP)
+        status = ie__storage_held_keys(storage, job->row.id, collect_key, job, err);
     return status;
 }
 

@@ -146,6 +146,8 @@ typedef struct ie__group_job {
     ie_bus_start  start; /* where a new one begins, or an old one is moved; GROUP: stays */
     bool          is_new;
     bool          is_delete;
+    uint64_t     *held; /* moved: keys that have events waiting, each followed by how many; ours */
+    size_t        held_count;
 } ie__group_job;
 void ie__group_job_init(ie__group_job *job, void (*done)(ie__store *store, ie__job *job),
                         void          *user);
@@ -205,8 +207,9 @@ typedef struct ie__read_job {
     size_t        bytes_max;
     int64_t      *skip; /* due ones: not these, they are in the loop's hands; ours */
     size_t        skip_count;
-    bool          is_due;    /* which of the two */
-    bool          is_at_end; /* there was nothing behind scanned_to */
+    uint32_t      generation; /* the asker's */
+    bool          is_due;     /* which of the two */
+    bool          is_at_end;  /* there was nothing behind scanned_to */
     char          pattern[IE_TOPIC_BYTES_MAX + 1];
 } ie__read_job;
 ie__read_job *ie__read_job_new(size_t rows_max, void (*done)(ie__store *store, ie__job *job),

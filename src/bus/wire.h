@@ -61,7 +61,8 @@ typedef enum ie__frame_type {
 
 /* Flags of PUBLISH are IE_BUS_PUBLISH_*, of SUBSCRIBE IE_BUS_SUBSCRIBE_*. */
 #define IE__PUBLISH_FLAGS   (IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER | IE_BUS_PUBLISH_PERSISTENT)
-#define IE__SUBSCRIBE_FLAGS (IE_BUS_SUBSCRIBE_ACK | IE_BUS_SUBSCRIBE_OWN)
+#define IE__SUBSCRIBE_FLAGS                                                                        \
+    (IE_BUS_SUBSCRIBE_ACK | IE_BUS_SUBSCRIBE_OWN | IE_BUS_SUBSCRIBE_EPHEMERAL)
 
 /* Fields of HELLO and WELCOME. */
 enum {

@@ -735,11 +735,6 @@ START_TEST(options_that_cannot_be_served_are_refused)
     ie_error              err = IE_ERROR_INIT;
 
     IE_BUS_SERVER_OPTIONS_INIT(&options);
-    options.data_dir = "/tmp";
-    ck_assert_int_eq(ie_bus_server_start(&server, &options, &err), IE_ENOTSUP);
-    ck_assert_ptr_nonnull(strstr(err.message, "data_dir"));
-    ie_error_clear(&err);
-    options.data_dir = NULL;
     options.data_bytes_max = IE_DATA_BYTES_MAX + 1;
     ck_assert_int_eq(ie_bus_server_start(&server, &options, &err), IE_EINVAL);
     ck_assert_ptr_nonnull(strstr(err.message, "data_bytes_max"));
