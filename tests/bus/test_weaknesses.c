@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -644,6 +645,51 @@ START_TEST(w14_an_open_address_needs_security)
 }
 END_TEST
 
+START_TEST(w14_nobody_hears_publishes_or_answers_without_the_right)
+{
+    static const char RIGHTS[] =
+        "anonymous\n  allow publish public.>\n  allow subscribe public.>\n";
+    const char           *listen[] = {fixed_url};
+    ie_bus_server_options options;
+    ie_bus_client        *client;
+    ie_event              event = IE_EVENT_INIT;
+    counter               count = {0};
+    atomic_ulong          asked = 0;
+    FILE                 *file = fopen(test_path("acl"), "w");
+    ie_error              err = IE_ERROR_INIT;
+
+    ck_assert_ptr_nonnull(file);
+    ck_assert_int_ge(fputs(RIGHTS, file), 0);
+    ck_assert_int_eq(fclose(file), 0);
+    ck_assert_int_eq(chmod(test_path("acl"), 0600), 0);
+    ie_bus_server_close(server);
+    IE_BUS_SERVER_OPTIONS_INIT(&options);
+    options.listen = listen;
+    options.listen_count = 1;
+    options.acl_file = test_path("acl");
+    server = bus_start(&options);
+    client = client_dispatching(IE_BUS_DISPATCH_INLINE);
+    (void)subscribe_now(client, "public.>", "g", 0, &count);
+    event.topic = "public.news";
+    ck_assert_int_eq(ie_bus_client_publish_wait(client, &event, 0, WAIT_MS, NULL), IE_OK);
+    event.topic = "salaries.paid";
+    ck_assert_int_eq(ie_bus_client_publish_wait(client, &event, 0, WAIT_MS, &err), IE_EDENIED);
+    ck_assert_uint_eq(atomic_load(&count.handled), 1);
+    ck_assert_int_eq(
+        ie_bus_client_subscribe(client, "salaries.>", NULL, 0, counter_handle, &count, NULL, NULL),
+        IE_OK);
+    ck_assert_int_eq(ie_bus_client_wait_subscribed(client, WAIT_MS, NULL), IE_EDENIED);
+    ie_bus_client_close(client);
+    client = client_dispatching(IE_BUS_DISPATCH_INLINE);
+    ck_assert_int_eq(
+        ie_bus_client_serve(client, "public.answers", NULL, say_nothing, &asked, NULL, NULL),
+        IE_OK);
+    ck_assert_int_eq(ie_bus_client_wait_subscribed(client, WAIT_MS, NULL), IE_EDENIED);
+    ck_assert_uint_ge(bus_stats(server).denied, 3);
+    ie_bus_client_close(client);
+}
+END_TEST
+
 /* ---- 15: addresses -----------------------------------------------------------------------------
  */
 
@@ -825,6 +871,7 @@ main(void)
     tcase_add_test(tcase, w13_wildcards_groups_keys_headers_and_trace_context);
     tcase_add_test(tcase, w14_a_strangers_frame_takes_no_memory);
     tcase_add_test(tcase, w14_an_open_address_needs_security);
+    tcase_add_test(tcase, w14_nobody_hears_publishes_or_answers_without_the_right);
     tcase_add_test(tcase, w15_names_ipv6_and_unix_sockets_without_delay);
     tcase_add_test(tcase, w16_a_peers_orderly_close_ends_the_connection);
     tcase_add_test(tcase, w16_a_publish_is_not_taken_for_an_answer);
