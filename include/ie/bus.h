@@ -29,9 +29,10 @@
 extern "C" {
 #endif
 
-#define IE_BUS_URL_DEFAULT     "socket://127.0.0.1:9100"
-#define IE_BUS_GROUP_BYTES_MAX 255 /* a group's name; same rules as a topic */
-#define IE_BUS_NAME_BYTES_MAX  255 /* a client's or a server's name */
+#define IE_BUS_URL_DEFAULT       "socket://127.0.0.1:9100"
+#define IE_BUS_GROUP_BYTES_MAX   255 /* a group's name; same rules as a topic */
+#define IE_BUS_PATTERN_WORDS_MAX 32  /* of a subscription: they decide what a publish may cost */
+#define IE_BUS_NAME_BYTES_MAX    255 /* a client's or a server's name */
 
 /*
  * Why a publish or a subscription was refused, or a connection closed. The numbers are those of

@@ -282,6 +282,16 @@ subscribe_parse(subscribe_request *out, const ie__frame *frame)
     return status == IE_ENOTFOUND ? IE_OK : IE_EPROTO;
 }
 
+static size_t
+words_of(const char *pattern)
+{
+    size_t words = 1;
+
+    for (; *pattern != '\0'; pattern++)
+        words += *pattern == '.';
+    return words;
+}
+
 static uint32_t
 subscribe_check(const ie__conn *conn, uint32_t id, const subscribe_request *request, ie_error *err)
 {
@@ -304,6 +314,10 @@ subscribe_check(const ie__conn *conn, uint32_t id, const subscribe_request *requ
     if (ie_pattern_check(request->pattern, err) != IE_OK ||
         (request->group[0] != '\0' && ie_topic_check(request->group, err) != IE_OK))
         return IE_BUS_CODE_INVALID;
+    if (words_of(request->pattern) > IE_BUS_PATTERN_WORDS_MAX) {
+        (void)ie_error_set(err, IE_ELIMIT, "pattern: more than %d words", IE_BUS_PATTERN_WORDS_MAX);
+        return IE_BUS_CODE_LIMIT;
+    }
     if ((request->flags & ~IE__SUBSCRIBE_FLAGS) != 0 && request->flags != IE__SUBSCRIBE_ANSWERS) {
         (void)ie_error_set(err, IE_ENOTSUP, "unknown flags %x", request->flags);
         return IE_BUS_CODE_UNSUPPORTED;

@@ -12,9 +12,12 @@ struct ie__topic_node {
     ie__topic_node  *parent;
     ie__topic_node  *chain; /* same bucket */
     ie__topic_entry *entries;
+    ie__topic_node  *star; /* the children "*" and ">": asked for at every step of every walk */
+    ie__topic_node  *rest;
     uint64_t         hash;
     uint64_t         salt; /* mixes this node into the hashes of its children */
     size_t           children;
+    size_t           words; /* of these the others */
     size_t           word_bytes;
     char             word[];
 };
@@ -152,6 +155,29 @@ nodes_grow(ie__topics *topics)
     topics->bucket_count = count;
 }
 
+static bool
+is_word(const ie__topic_node *node, char word)
+{
+    return node->word_bytes == 1 && node->word[0] == word;
+}
+
+static void
+node_count_child(ie__topic_node *parent, ie__topic_node *child, bool is_there)
+{
+    if (is_word(child, '*'))
+        parent->star = is_there ? child : NULL;
+    else if (is_word(child, '>'))
+        parent->rest = is_there ? child : NULL;
+    else if (is_there)
+        parent->words++;
+    else
+        parent->words--;
+    if (is_there)
+        parent->children++;
+    else
+        parent->children--;
+}
+
 static ie__topic_node *
 node_add(ie__topics *topics, ie__topic_node *parent, uint64_t word_hash, const char *word,
          size_t bytes)
@@ -171,7 +197,7 @@ node_add(ie__topics *topics, ie__topic_node *parent, uint64_t word_hash, const c
     bucket = node->hash & (topics->bucket_count - 1);
     node->chain = topics->buckets[bucket];
     topics->buckets[bucket] = node;
-    parent->children++;
+    node_count_child(parent, node, true);
     return node;
 }
 
@@ -186,9 +212,9 @@ nodes_prune(ie__topics *topics, ie__topic_node *node)
         while (*link != node)
             link = &(*link)->chain;
         *link = node->chain;
+        node_count_child(parent, node, false);
         ie__free(node);
         topics->node_count--;
-        parent->children--;
         node = parent;
     }
 }
@@ -303,11 +329,9 @@ walk_state(walk *w, int which, ie__topic_node *node)
 static ie_status
 walk_all(walk *w, const char *topic, size_t left)
 {
-    ie__topics    *topics = w->topics;
-    const uint64_t star = ie__hash("*", 1);
-    const uint64_t rest = ie__hash(">", 1);
-    int            now = 0;
-    ie_status      status = walk_state(w, now, topics->root);
+    ie__topics *topics = w->topics;
+    int         now = 0;
+    ie_status   status = walk_state(w, now, topics->root);
 
     while (status == IE_OK && w->states[now] > 0) {
         const size_t   bytes = word_length(topic, left);
@@ -317,17 +341,13 @@ walk_all(walk *w, const char *topic, size_t left)
         w->states[!now] = 0;
         for (size_t i = 0; i < w->states[now] && status == IE_OK; i++) {
             const ie__topic_node *node = topics->frontier[now][i];
-            ie__topic_node       *next;
 
-            if (node->children == 0)
-                continue;
-            next = node_child(topics, node, rest, ">", 1);
-            if (next != NULL)
-                status = walk_take(w, next);
-            if (status == IE_OK)
+            if (node->rest != NULL)
+                status = walk_take(w, node->rest);
+            if (status == IE_OK && node->words != 0)
                 status = walk_state(w, !now, node_child(topics, node, word, topic, bytes));
             if (status == IE_OK)
-                status = walk_state(w, !now, node_child(topics, node, star, "*", 1));
+                status = walk_state(w, !now, node->star);
         }
         now = !now;
         if (is_last)

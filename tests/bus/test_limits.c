@@ -41,6 +41,28 @@ START_TEST(credit_is_what_was_asked_at_most_the_limit)
 }
 END_TEST
 
+START_TEST(a_pattern_has_so_many_words)
+{
+    ie_bus_server *server = bus_start_default();
+    const int      fd = raw_open(server);
+    char           pattern[2 * IE_BUS_PATTERN_WORDS_MAX + 8] = "*";
+
+    for (int words = 1; words < IE_BUS_PATTERN_WORDS_MAX; words++)
+        strcat(pattern, ".a");
+    raw_subscribe(fd, 1, pattern, NULL, IE_BUS_SUBSCRIBE_OWN, 0);
+    (void)raw_expect(fd, IE__SUBSCRIBED);
+    pattern[0] = 'b';
+    raw_publish(fd, 1, 0, pattern, 1);
+    (void)raw_expect(fd, IE__DELIVER);
+    (void)raw_expect(fd, IE__PUBACK);
+    strcat(pattern, ".>");
+    raw_subscribe(fd, 2, pattern, NULL, 0, 0);
+    raw_expect_reason(fd, IE__SUBREFUSED, 2, IE_BUS_CODE_LIMIT);
+    (void)close(fd);
+    ie_bus_server_close(server);
+}
+END_TEST
+
 #define EVENT_BYTES 50000u /* below one read: in pieces it is not yet "large" */
 
 START_TEST(held_events_fill_memory_up_to_the_limit)
@@ -210,6 +232,7 @@ main(void)
 
     tcase_set_timeout(tcase, 60);
     tcase_add_loop_test(tcase, credit_is_what_was_asked_at_most_the_limit, 0, 5);
+    tcase_add_test(tcase, a_pattern_has_so_many_words);
     tcase_add_test(tcase, held_events_fill_memory_up_to_the_limit);
     tcase_add_test(tcase, unfinished_messages_fill_memory_up_to_the_limit);
     tcase_add_test(tcase, all_queues_together_are_limited_and_the_longest_goes);

@@ -2,6 +2,7 @@
 #include "topics.h"
 
 #include <check.h>
+#include <ie/bus.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,6 +167,65 @@ START_TEST(a_failing_allocation_changes_nothing)
 }
 END_TEST
 
+#define OVERLAPPING 100000 /* what a bus takes by default */
+#define OF_A_CLIENT 256    /* what it takes of one client */
+
+/* Patterns that all begin as the topic does, half of their words "*", and none of which matches:
+ * only the last word differs. This is the most that a topic can cost. */
+static void
+overlapping_pattern(char out[256], size_t words, uint64_t number)
+{
+    char *at = out;
+
+    for (size_t i = 0; i + 1 < words; i++) {
+        *at++ = (number >> (i % 17) & 1) != 0 ? '*' : 'a';
+        *at++ = '.';
+    }
+    (void)snprintf(at, 8, "z");
+}
+
+START_TEST(overlapping_wildcards_cost_what_they_are)
+{
+    static const size_t WORDS[] = {4, 12, 18, IE_BUS_PATTERN_WORDS_MAX};
+    const size_t        words = WORDS[_i / 2];
+    const uint64_t      count = _i % 2 == 0 ? OF_A_CLIENT : test_scale(OVERLAPPING);
+    ie__topics         *topics = ie__topics_new();
+    ie__topic_entry    *entries = calloc(count, sizeof *entries);
+    char                text[256];
+    ie__topic_match     match;
+    int64_t             worst_ns = 0;
+
+    ck_assert_ptr_nonnull(topics);
+    ck_assert_ptr_nonnull(entries);
+    for (uint64_t i = 0; i < count; i++) {
+        overlapping_pattern(text, words, i);
+        ck_assert_int_eq(ie__topics_add(topics, &entries[i], text), IE_OK);
+    }
+    for (int round = 0; round < 5; round++) { /* another topic each time: no cached answer */
+        int64_t began_ns;
+        size_t  size = 0;
+
+        for (size_t i = 0; i + 1 < words; i++)
+            size += (size_t)snprintf(text + size, sizeof text - size, "a.");
+        size += (size_t)snprintf(text + size, sizeof text - size, "%c", 'a' + round);
+        began_ns = ie__mono_ns();
+        ck_assert_int_eq(ie__topics_match(&match, topics, text, size, NULL), IE_OK);
+        began_ns = ie__mono_ns() - began_ns;
+        worst_ns = began_ns > worst_ns ? began_ns : worst_ns;
+        ck_assert_uint_eq(match.count, 0);
+    }
+    printf("%llu overlapping patterns of %zu words: a topic costs %lld us\n",
+           (unsigned long long)count, words, (long long)(worst_ns / 1000));
+    /* One client cannot make a topic cost more than some milliseconds. */
+    if (count == OF_A_CLIENT)
+        ck_assert_int_lt(worst_ns, 100 * INT64_C(1000000));
+    for (uint64_t i = 0; i < count; i++)
+        ie__topics_remove(topics, &entries[i]);
+    ie__topics_free(topics);
+    free(entries);
+}
+END_TEST
+
 int
 main(void)
 {
@@ -179,6 +239,7 @@ main(void)
     tcase_add_test(tcase, what_is_not_a_topic_is_refused_and_not_remembered);
     tcase_add_test(tcase, many_subscriptions_and_topics_stay_fast_and_bounded);
     tcase_add_test(tcase, a_failing_allocation_changes_nothing);
+    tcase_add_loop_test(tcase, overlapping_wildcards_cost_what_they_are, 0, 8);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_ENV);
     failed = srunner_ntests_failed(runner);
