@@ -2,8 +2,14 @@
 #include "client_parts.h"
 
 #include <stdio.h>
+#include <time.h>
 
 #include "secret.h"
+
+#define BATCH_FULL   24    /* publishes that came together */
+#define FULL_BATCHES 4     /* in a row are a stream */
+#define GATHER_NS    50000 /* and then so long is worth it, if so many come meanwhile: */
+#define GATHERED_MIN 128
 
 static void client_try(ie_bus_client *client);
 static void client_connect_next(ie_bus_client *client, int last_error);
@@ -447,9 +453,6 @@ on_heartbeat(uv_timer_t *timer)
     const int64_t  silent = now - client->heard_ms;
 
     client_lock(client);
-    client->is_commanded = true; /* look at everything */
-    client_unlock(client);
-    client_lock(client);
     client->is_commanded = true; /* to look at all of it */
     client_unlock(client);
     ie__client_on_async(&client->async);
@@ -505,20 +508,54 @@ on_publishes(ie_bus_client *client)
         ie__stream_touch(client->stream); /* that may have been what we stayed for */
 }
 
+/*
+ * With the mutex held. Each batch costs a wake-up here, a write, and as much again at the bus. When
+ * publishes come in a stream, that is: batch after batch was not small, the next one is left to
+ * gather for a moment. The callers do not wake us meanwhile, and a moment that gathered little ends
+ * it: who waits for answers before publishing more is not slowed down.
+ */
+static void
+gather(ie_bus_client *client)
+{
+    static const struct timespec MOMENT = {.tv_nsec = GATHER_NS};
+
+    client->is_signalled = true;
+    client_unlock(client);
+    (void)nanosleep(&MOMENT, NULL);
+    client_lock(client);
+}
+
+/* With the mutex held, which it releases. */
+static void
+take_publishes(ie_bus_client *client, bool has_gathered)
+{
+    const size_t count = client->submitted.count;
+
+    ie__client_take_locked(client);
+    if (count < (has_gathered ? GATHERED_MIN : BATCH_FULL))
+        client->full_batches = 0;
+    else if (client->full_batches < FULL_BATCHES)
+        client->full_batches++;
+    on_publishes(client);
+}
+
 void
 ie__client_on_async(uv_async_t *async)
 {
     ie_bus_client *client = async->data;
     bool           is_closing;
+    bool           gathers;
     bool           is_broken;
 
     if (client->is_ended)
         return;
     client_lock(client);
+    gathers = !client->is_commanded && client->full_batches >= FULL_BATCHES;
+    if (gathers)
+        gather(client); /* commands may have come meanwhile */
     client->is_signalled = false;
     if (!client->is_commanded) { /* the hot path: publishes, and nothing else */
-        ie__client_take_locked(client);
-        on_publishes(client);
+        take_publishes(client, gathers);
         return;
     }
     client->is_commanded = false;

@@ -265,6 +265,7 @@ struct ie_bus_client {
     uint32_t                flight_first;  /* request number of the head */
     uint32_t                in_flight_max; /* the server's limit */
     uint32_t                capabilities;  /* the server's */
+    uint32_t                full_batches;  /* in a row: publishes come in a stream */
     uint32_t      server_ping_ms; /* after so long it asks whether we are there; 0: unknown */
     int64_t       spoke_ms;       /* last ping while we did not read */
     reply        *reply_spare;    /* memory for the next replies */
