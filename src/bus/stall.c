@@ -10,7 +10,7 @@
 #include "server.h"
 
 #define EPISODE_MS_MAX 50
-#define STALL_MS_MAX   250
+#define STALL_MS_MAX   2000
 #define STALL_REGAIN   4 /* ms of keeping up for one of stalling */
 #define STALL_SHARE    8 /* of out_bytes_max: from here on */
 #define TICK_MS        5

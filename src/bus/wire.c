@@ -2,6 +2,9 @@
 #include "wire.h"
 
 #include <stdio.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "core.h"
 #include "headers.h"
@@ -15,6 +18,21 @@ word_is_odd(uint64_t word)
 {
     return ((word & IE__HIGH_BITS) | ie__has_below(word, 0x20) |
             ie__has_zero(word ^ IE__BYTES(0x7F))) != 0;
+}
+
+/* The same of sixteen bytes. */
+static inline bool
+pair_is_odd(const unsigned char *bytes)
+{
+#ifdef __SSE2__
+    const __m128i both = _mm_loadu_si128((const __m128i *)(const void *)bytes);
+    const __m128i high = _mm_cmpgt_epi8(both, _mm_set1_epi8(0x1F)); /* signed: below 0x80, too */
+
+    return _mm_movemask_epi8(_mm_andnot_si128(_mm_cmpeq_epi8(both, _mm_set1_epi8(0x7F)), high)) !=
+           0xFFFF;
+#else
+    return word_is_odd(ie__load8(bytes)) || word_is_odd(ie__load8(bytes + 8));
+#endif
 }
 
 /* The slow way, for text with something else than printable ASCII. */
@@ -31,16 +49,18 @@ text_is_good_slow(const unsigned char *bytes, size_t size)
 }
 
 /* UTF-8 without control characters. Almost all text here is plain ASCII, so eight bytes are looked
- * at together; the last eight overlap those before. */
+ * at together, or sixteen; the last ones overlap those before. */
 static inline bool
 text_is_good(const unsigned char *bytes, size_t size)
 {
     bool is_odd = false;
 
-    if (size >= 8) {
-        for (size_t i = 0; i + 8 < size && !is_odd; i += 8)
-            is_odd = word_is_odd(ie__load8(bytes + i));
-        is_odd = is_odd || word_is_odd(ie__load8(bytes + size - 8));
+    if (size >= 16) {
+        for (size_t i = 0; i + 16 < size && !is_odd; i += 16)
+            is_odd = pair_is_odd(bytes + i);
+        is_odd = is_odd || pair_is_odd(bytes + size - 16);
+    } else if (size >= 8) {
+        is_odd = word_is_odd(ie__load8(bytes)) || word_is_odd(ie__load8(bytes + size - 8));
     } else {
         for (size_t i = 0; i < size; i++)
             is_odd = is_odd || (unsigned char)(bytes[i] - 0x20) >= 0x5F;
@@ -491,6 +511,11 @@ record_field(ie__record *record, unsigned tag, unsigned char *value, size_t size
     return ie_error_set(err, IE_ENOTSUP, "a field with the unknown tag %u", tag);
 }
 
+/* Copied, because compilers clear a block of this size in a slow way. */
+static const struct {
+    _Alignas(ie__record) unsigned char bytes[offsetof(ie__record, headers)];
+} NOTHING;
+
 ie_status
 ie__record_parse(ie__record *out, unsigned char *bytes, size_t size, size_t data_bytes_max,
                  ie_error *err)
@@ -500,7 +525,7 @@ ie__record_parse(ie__record *out, unsigned char *bytes, size_t size, size_t data
     size_t               headers = 0;
     uint32_t             seen = 0;
 
-    memset(out, 0, offsetof(ie__record, headers));
+    memcpy(out, &NOTHING, sizeof NOTHING);
     if (size < 2 || at[0] == 0 || (size_t)(end - at) < (size_t)at[0] + 2)
         return ie_error_set(err, IE_EINVAL, "the record is cut off");
     out->topic.bytes = at + 1;

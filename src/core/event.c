@@ -377,6 +377,10 @@ ie__event_import(ie_event *own, const ie_event *event, ie_error *err)
 {
     ie_status status = IE_EINVAL;
 
+    if (event != NULL && event->size == sizeof *own) {
+        *own = *event; /* made with this header, as nearly always */
+        return IE_OK;
+    }
     memset(own, 0, sizeof *own);
     if (event != NULL)
         status = ie__struct_import(own, sizeof *own, event, sizeof *own);

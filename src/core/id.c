@@ -67,8 +67,10 @@ put_hex8(char out[8], uint32_t bits)
     word = (word << 8 | word) & UINT64_C(0x00FF00FF00FF00FF);
     word = (word << 4 | word) & (15 * ones);
     word += '0' * ones + ((word + 6 * ones) >> 4 & ones) * ('a' - '0' - 10);
-    for (int i = 0; i < 8; i++) /* one store, with the bytes turned round */
-        out[i] = (char)(word >> (56 - 8 * i));
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    word = __builtin_bswap64(word);
+#endif
+    memcpy(out, &word, sizeof word);
 }
 
 void
