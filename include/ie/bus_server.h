@@ -140,6 +140,7 @@ typedef struct ie_bus_server_stats {
     uint64_t logins_failed;
     uint64_t tls_failed; /* handshakes */
     uint64_t reloads;
+    uint64_t turns; /* of the server's loop: grows within two seconds as long as it is alive */
 } ie_bus_server_stats;
 
 /**

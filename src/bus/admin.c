@@ -119,7 +119,7 @@ static const char *const STATS[] = {
     "queries_now",    "queries_failed", "eb1_connections",
     "eb1_in",         "eb1_out",        "eb1_dropped",
     "denied",         "logins_failed",  "tls_failed",
-    "reloads",
+    "reloads",        "turns",
 };
 _Static_assert(sizeof STATS / sizeof *STATS * sizeof(uint64_t) ==
                    sizeof(ie_bus_server_stats) - offsetof(ie_bus_server_stats, connections),

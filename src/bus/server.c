@@ -294,6 +294,7 @@ server_end_of_turn(void *user)
 
     while (server->doomed != NULL)
         ie__conn_end(server->doomed);
+    server->stats.turns++;
     ie__accept_go_on(server);
     ie__durable_end_of_turn(server);
     ie__server_show(server);

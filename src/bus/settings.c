@@ -69,7 +69,7 @@ const ie__setting ie__settings[] = {
      .kind = IE__SETTING_SECONDS,
      .fallback = 7 * 86400,
      .min = 1,
-     .max = UINT32_MAX,
+     .max = UINT32_C(36500) * 86400,
      .help = "age at which a stored event may go"},
     {.name = "retention_bytes_max",
      AT(retention_bytes_max),

@@ -138,6 +138,9 @@ void cli_json_print(cli_json *json);
 
 /* Block SIGINT and SIGTERM, for this thread and those it starts, before any is started. */
 void cli_wait_begin(void);
+/* ... and SIGHUP, which then counts as a wake-up; cli_wait_hung_up() tells once that it was one. */
+void cli_wait_begin_hangup(void);
+bool cli_wait_hung_up(void);
 /* From any thread: let cli_wait() return. */
 void cli_wait_wake(void);
 typedef enum cli_wait_end { CLI_WOKEN, CLI_SIGNALLED, CLI_TIMED_OUT, CLI_INPUT } cli_wait_end;
@@ -164,6 +167,13 @@ struct ie_bus_client_options;
  * there, that is said at once, with exit 5. */
 cli_exit cli_reach_bus(const cli *self, const char *flag,
                        const struct ie_bus_client_options *options, struct ie_bus_client **out);
+
+/* ---- the service manager (notify.c) ---- */
+
+/* "READY=1", "STATUS=...": to systemd, if it started us. False: it did not, or nobody listens. */
+bool cli_notify(const char *fmt, ...) IE_PRINTF(1, 2);
+/* How long it lets us be silent; -1: as long as we like. */
+int64_t cli_watchdog_ms(void);
 
 /* ---- databases (db.c) ---- */
 

@@ -21,7 +21,10 @@ static const cli_flag NONE[] = {{.name = NULL}};
 const cli_command cli_commands[] = {
     {"bus", "", "run a socket bus in the foreground", 0, 0, cli_bus_flags,
      "  ie bus\n"
-     "  ie bus --listen socket://127.0.0.1:0 --listen unix:/run/app/ie.sock\n",
+     "  ie bus --listen socket://127.0.0.1:0 --listen unix:/run/app/ie.sock\n"
+     "  ie bus --print-config > bus.conf        # every setting, to begin with\n"
+     "  ie bus --config bus.conf --check-config\n"
+     "  ie bus --config bus.conf --set out_bytes_max=16MiB\n",
      cli_bus},
     {"relay", "DB", "publish what is committed in DB: a worker in the foreground", 1, 1,
      cli_relay_flags,

@@ -133,7 +133,32 @@ has_colour(void)
 
 /* ---- log lines ---- */
 
-static int log_level;
+static int  log_level;
+static bool log_is_json;
+
+/* Without memory of its own: a daemon that is short of it still has something to say. */
+static void
+log_json_text(const char *text)
+{
+    size_t bytes = strlen(text);
+
+    while (bytes > 0) {
+        const size_t good = ie__utf8_valid_prefix(text, bytes);
+
+        for (size_t i = 0; i < good; i++)
+            if ((unsigned char)text[i] < 0x20)
+                (void)fprintf(stderr, "\\u%04x", (unsigned)text[i]);
+            else
+                (void)fprintf(stderr, text[i] == '"' || text[i] == '\\' ? "\\%c" : "%c", text[i]);
+        text += good;
+        bytes -= good;
+        if (bytes > 0) {
+            (void)fputs("\xEF\xBF\xBD", stderr);
+            text++;
+            bytes--;
+        }
+    }
+}
 
 static void
 log_line(void *user, ie_log_level level, const char *module, const char *message)
@@ -145,18 +170,32 @@ log_line(void *user, ie_log_level level, const char *module, const char *message
     if ((int)level > log_level || (unsigned)level >= sizeof NAMES / sizeof NAMES[0])
         return;
     ie__time_format(utc, cli_now_ms());
-    (void)fprintf(stderr, "%s %-5s %s: %s\n", utc, NAMES[level], module, message);
+    flockfile(stderr);
+    if (log_is_json) {
+        (void)fprintf(stderr, "{\"time\":\"%s\",\"level\":\"%s\",\"module\":\"%s\",\"message\":\"",
+                      utc, NAMES[level], module);
+        log_json_text(message);
+        (void)fputs("\"}", stderr);
+    } else {
+        (void)fprintf(stderr, "%s %-5s %s: ", utc, NAMES[level], module);
+        for (const char *at = message; *at != '\0'; at++) /* peers have a say in some texts */
+            (void)fputc((unsigned char)*at < 0x20 || *at == 0x7f ? ' ' : *at, stderr);
+    }
+    (void)fputc('\n', stderr);
+    funlockfile(stderr);
 }
 
 ie_logger
 cli_logger(const cli *self)
 {
     const ie_logger logger = {.fn = log_line};
+    const char     *format = cli_text(self, "log-format");
 
     /* What runs once says what it did at its end; the steps are for those who ask. */
     log_level = cli_has(self, "verbose")                          ? IE_LOG_DEBUG
                 : cli_has(self, "quiet") || cli_has(self, "once") ? IE_LOG_WARN
                                                                   : IE_LOG_INFO;
+    log_is_json = format != NULL && strcmp(format, "json") == 0;
     return logger;
 }
 

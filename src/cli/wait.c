@@ -9,20 +9,44 @@
 #include <time.h>
 #include <unistd.h>
 
-static int signal_fd = -1;
-static int wake_fd = -1;
+static int  signal_fd = -1;
+static int  wake_fd = -1;
+static bool is_hung_up;
 
-void
-cli_wait_begin(void)
+static void
+begin(bool with_hangup)
 {
     sigset_t set;
 
     (void)sigemptyset(&set);
     (void)sigaddset(&set, SIGINT);
     (void)sigaddset(&set, SIGTERM);
+    if (with_hangup)
+        (void)sigaddset(&set, SIGHUP);
     (void)sigprocmask(SIG_BLOCK, &set, NULL);
     signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+void
+cli_wait_begin(void)
+{
+    begin(false);
+}
+
+void
+cli_wait_begin_hangup(void)
+{
+    begin(true);
+}
+
+bool
+cli_wait_hung_up(void)
+{
+    const bool was = is_hung_up;
+
+    is_hung_up = false;
+    return was;
 }
 
 void
@@ -65,8 +89,12 @@ cli_wait_input(int64_t timeout_ms, int fd)
             return CLI_TIMED_OUT;
         if (poll(fds, 3, left_ms > INT32_MAX ? INT32_MAX : (int)left_ms) < 0 && errno != EINTR)
             return CLI_SIGNALLED;
-        if (read(signal_fd, &info, sizeof info) == (ssize_t)sizeof info)
-            return CLI_SIGNALLED;
+        if (read(signal_fd, &info, sizeof info) == (ssize_t)sizeof info) {
+            if (info.ssi_signo != SIGHUP)
+                return CLI_SIGNALLED;
+            is_hung_up = true;
+            return CLI_WOKEN;
+        }
         if (read(wake_fd, &count, sizeof count) == (ssize_t)sizeof count)
             return CLI_WOKEN;
         if (fds[2].revents != 0) /* its end, too, is for the reader to see */

@@ -42,9 +42,15 @@ ie__duration_parse(const char *text, int64_t *ms)
 bool
 ie__bytes_parse(const char *text, int64_t *bytes)
 {
-    static const unit UNITS[] = {
-        {"", 1},     {"B", 1},       {"KiB", 1024},    {"MiB", 1048576}, {"GiB", 1073741824},
-        {"K", 1024}, {"M", 1048576}, {"G", 1073741824}};
+    static const unit UNITS[] = {{"", 1},
+                                 {"B", 1},
+                                 {"KiB", 1024},
+                                 {"MiB", 1048576},
+                                 {"GiB", 1073741824},
+                                 {"TiB", INT64_C(1) << 40},
+                                 {"K", 1024},
+                                 {"M", 1048576},
+                                 {"G", 1073741824}};
 
     return parse_units(text, UNITS, sizeof UNITS / sizeof UNITS[0], bytes);
 }
@@ -73,7 +79,8 @@ ie__duration_format(char out[IE__UNITS_SIZE], uint64_t ms)
 void
 ie__bytes_format(char out[IE__UNITS_SIZE], uint64_t bytes)
 {
-    static const unit UNITS[] = {{"GiB", 1073741824}, {"MiB", 1048576}, {"KiB", 1024}, {"", 1}};
+    static const unit UNITS[] = {
+        {"TiB", INT64_C(1) << 40}, {"GiB", 1073741824}, {"MiB", 1048576}, {"KiB", 1024}, {"", 1}};
 
     format_units(out, bytes, UNITS, sizeof UNITS / sizeof UNITS[0]);
 }
