@@ -8,6 +8,7 @@
 
 #include "bus_support.h"
 #include "core.h"
+#include "store.h"
 
 START_TEST(credit_is_what_was_asked_at_most_the_limit)
 {
@@ -222,6 +223,32 @@ START_TEST(all_queues_together_are_limited_and_the_longest_goes)
 }
 END_TEST
 
+/* What waits for the disk is counted with what it costs to keep it there. */
+START_TEST(what_waits_to_be_stored_is_limited)
+{
+    enum { DATA = 1000, RECORD = DATA + 3 };
+    ie_bus_server_options options;
+    ie_bus_server        *server;
+    int                   fd;
+
+    IE_BUS_SERVER_OPTIONS_INIT(&options);
+    (void)test_dir_make();
+    options.data_dir = test_path("data");
+    options.store_queue_bytes_max = RECORD + sizeof(ie__append_job);
+    server = bus_start(&options);
+    fd = raw_open(server);
+    raw_publish(fd, 1, IE_BUS_PUBLISH_PERSISTENT, "t", DATA);
+    (void)raw_expect(fd, IE__PUBACK);
+    raw_publish(fd, 2, IE_BUS_PUBLISH_PERSISTENT, "t", DATA + 1);
+    raw_expect_reason(fd, IE__PUBNACK, 2, IE_BUS_CODE_LIMIT);
+    raw_publish(fd, 3, 0, "t", DATA + 1); /* not stored: not its business */
+    (void)raw_expect(fd, IE__PUBACK);
+    (void)close(fd);
+    ie_bus_server_close(server);
+    test_dir_remove();
+}
+END_TEST
+
 int
 main(void)
 {
@@ -236,6 +263,7 @@ main(void)
     tcase_add_test(tcase, held_events_fill_memory_up_to_the_limit);
     tcase_add_test(tcase, unfinished_messages_fill_memory_up_to_the_limit);
     tcase_add_test(tcase, all_queues_together_are_limited_and_the_longest_goes);
+    tcase_add_test(tcase, what_waits_to_be_stored_is_limited);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_ENV);
     failed = srunner_ntests_failed(runner);
