@@ -5,10 +5,10 @@
  */
 #include "admin.h"
 
-#include <jansson.h>
 #include <stdio.h>
 
 #include "auth.h"
+#include "durable.h"
 #include "eb1.h"
 #include "settings.h"
 
@@ -18,13 +18,13 @@
 
 /* ---- arguments ------------------------------------------------------------------------------ */
 
-static ie_status
-arguments_check(const json_t *arguments, const char *const *known, ie_error *err)
+ie_status
+ie__admin_known(const ie__request *r, const char *const *known, ie_error *err)
 {
     const char *name;
     json_t     *value;
 
-    json_object_foreach((json_t *)arguments, name, value)
+    json_object_foreach(r->arguments, name, value)
     {
         size_t i = 0;
 
@@ -37,9 +37,9 @@ arguments_check(const json_t *arguments, const char *const *known, ie_error *err
 }
 
 /* Absent: the fallback. */
-static ie_status
-argument_number(int64_t *out, const json_t *arguments, const char *name, int64_t fallback,
-                int64_t min, int64_t max, ie_error *err)
+ie_status
+ie__admin_number(int64_t *out, const json_t *arguments, const char *name, int64_t fallback,
+                 int64_t min, int64_t max, ie_error *err)
 {
     const json_t *value = json_object_get(arguments, name);
 
@@ -55,8 +55,8 @@ argument_number(int64_t *out, const json_t *arguments, const char *name, int64_t
 }
 
 /* Absent: NULL. */
-static ie_status
-argument_text(const char **out, const json_t *arguments, const char *name, ie_error *err)
+ie_status
+ie__admin_text(const char **out, const json_t *arguments, const char *name, ie_error *err)
 {
     const json_t *value = json_object_get(arguments, name);
 
@@ -64,6 +64,18 @@ argument_text(const char **out, const json_t *arguments, const char *name, ie_er
     if (value != NULL && *out == NULL)
         return ie_error_set(err, IE_EINVAL, "%s: a string", name);
     return IE_OK;
+}
+
+ie_status
+ie__admin_group(const ie__request *r, const char **name, const char **pattern, ie_error *err)
+{
+    ie_status status = ie__admin_text(name, r->arguments, "group", err);
+
+    if (status == IE_OK)
+        status = ie__admin_text(pattern, r->arguments, "pattern", err);
+    if (status == IE_OK && *name == NULL)
+        status = ie_error_set(err, IE_EINVAL, "group is missing");
+    return status;
 }
 
 /* ---- pages ---------------------------------------------------------------------------------- */
@@ -78,10 +90,10 @@ typedef struct page {
 static ie_status
 page_begin(page *out, const json_t *arguments, ie_error *err)
 {
-    ie_status status = argument_number(&out->skip, arguments, "skip", 0, 0, INT64_MAX, err);
+    ie_status status = ie__admin_number(&out->skip, arguments, "skip", 0, 0, INT64_MAX, err);
 
     if (status == IE_OK)
-        status = argument_number(&out->limit, arguments, "limit", PAGE_DEFAULT, 1, PAGE_MAX, err);
+        status = ie__admin_number(&out->limit, arguments, "limit", PAGE_DEFAULT, 1, PAGE_MAX, err);
     out->total = 0;
     out->rows = status == IE_OK ? json_array() : NULL;
     return status;
@@ -150,24 +162,24 @@ limits_json(const ie_bus_server_options *options)
 }
 
 static ie_status
-on_status(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *err)
+on_status(ie__request *r, ie_error *err)
 {
     static const char *const NO_ARGUMENTS[] = {NULL};
     json_t                  *addresses;
     char                     since[IE_TIME_TEXT_SIZE];
 
-    if (arguments_check(arguments, NO_ARGUMENTS, err) != IE_OK)
+    if (ie__admin_known(r, NO_ARGUMENTS, err) != IE_OK)
         return IE_EINVAL;
     addresses = json_array();
-    for (size_t i = 0; i < server->listener_count; i++)
-        (void)json_array_append_new(addresses, json_string(server->listeners[i].url));
-    ie__time_format(since, server->started_ms);
-    *out = json_pack("{s:s, s:s, s:s, s:I, s:b, s:b, s:o, s:o, s:o}", "name", server->name,
-                     "version", ie_version(), "started", since, "uptime_ms",
-                     (json_int_t)(ie__wall_ms(&ie__system_clock) - server->started_ms), "stores",
-                     server->stats.log_bytes != 0, "draining", server->is_draining, "addresses",
-                     addresses, "stats", stats_json(&server->stats), "limits",
-                     limits_json(&server->options));
+    for (size_t i = 0; i < r->server->listener_count; i++)
+        (void)json_array_append_new(addresses, json_string(r->server->listeners[i].url));
+    ie__time_format(since, r->server->started_ms);
+    r->answer = json_pack("{s:s, s:s, s:s, s:I, s:b, s:b, s:o, s:o, s:o}", "name", r->server->name,
+                          "version", ie_version(), "started", since, "uptime_ms",
+                          (json_int_t)(ie__wall_ms(&ie__system_clock) - r->server->started_ms),
+                          "stores", r->server->durable != NULL, "draining", r->server->is_draining,
+                          "addresses", addresses, "stats", stats_json(&r->server->stats), "limits",
+                          limits_json(&r->server->options));
     return IE_OK;
 }
 
@@ -225,17 +237,17 @@ add_served(void *user, const char *pattern, const ie__topic_entry *entries)
 }
 
 static ie_status
-on_topics(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *err)
+on_topics(ie__request *r, ie_error *err)
 {
     static const char *const KNOWN[] = {"skip", "limit", NULL};
     page                     p;
-    topics_page              to = {&p, server};
+    topics_page              to = {&p, r->server};
 
-    if (arguments_check(arguments, KNOWN, err) != IE_OK || page_begin(&p, arguments, err) != IE_OK)
+    if (ie__admin_known(r, KNOWN, err) != IE_OK || page_begin(&p, r->arguments, err) != IE_OK)
         return IE_EINVAL;
-    ie__topics_each(server->topics, add_pattern, &to);
-    ie__topics_each(server->queries.topics, add_served, &to);
-    *out = page_end(&p, "topics");
+    ie__topics_each(r->server->topics, add_pattern, &to);
+    ie__topics_each(r->server->queries.topics, add_served, &to);
+    r->answer = page_end(&p, "topics");
     return IE_OK;
 }
 
@@ -258,39 +270,62 @@ group_json(const ie__group *group)
                      (json_int_t)in_flight);
 }
 
+typedef struct groups_page {
+    page                *page;
+    const ie_bus_server *server;
+} groups_page;
+
+static void
+add_durable(void *user, const ie__durable_info *info)
+{
+    groups_page *to = user;
+    ie__group   *group = ie__group_find(to->server, info->name, info->pattern);
+    json_t      *row;
+
+    if (group == NULL || !page_wants(to->page))
+        return;
+    row = group_json(group);
+    (void)json_object_update_new(
+        row, json_pack(
+                 "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "position",
+                 (json_int_t)info->position, "newest", (json_int_t)info->newest, "lag",
+                 (json_int_t)(info->newest > info->position ? info->newest - info->position : 0),
+                 "in_flight", (json_int_t)info->in_flight, "retrying", (json_int_t)info->waiting,
+                 "dead", (json_int_t)info->dead, "lost", (json_int_t)info->lost, "ack_timeout_ms",
+                 (json_int_t)info->ack_timeout_ms, "attempts_max", (json_int_t)info->attempts_max));
+    (void)json_array_append_new(to->page->rows, row);
+}
+
 static ie_status
-on_groups(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *err)
+on_groups(ie__request *r, ie_error *err)
 {
     static const char *const KNOWN[] = {"skip", "limit", NULL};
     page                     p;
+    groups_page              to = {&p, r->server};
 
-    if (arguments_check(arguments, KNOWN, err) != IE_OK || page_begin(&p, arguments, err) != IE_OK)
+    if (ie__admin_known(r, KNOWN, err) != IE_OK || page_begin(&p, r->arguments, err) != IE_OK)
         return IE_EINVAL;
-    for (size_t i = 0; i < server->group_buckets; i++)
-        for (const ie__group *group = server->groups[i]; group != NULL; group = group->chain)
-            if (page_wants(&p))
+    for (size_t i = 0; i < r->server->group_buckets; i++)
+        for (const ie__group *group = r->server->groups[i]; group != NULL; group = group->chain)
+            if (!group->is_durable && page_wants(&p))
                 (void)json_array_append_new(p.rows, group_json(group));
-    *out = page_end(&p, "groups");
+    ie__durable_each(r->server, add_durable, &to);
+    r->answer = page_end(&p, "groups");
     return IE_OK;
 }
 
 /* The group that the arguments name; its pattern may be left out when no other has the name. */
 static ie_status
-find_group(ie__group **out, ie_bus_server *server, const json_t *arguments, ie_error *err)
+find_group(ie__group **out, const ie__request *r, ie_error *err)
 {
-    static const char *const KNOWN[] = {"group", "pattern", NULL};
-    const char              *name;
-    const char              *pattern;
-    size_t                   found = 0;
+    const char *name;
+    const char *pattern;
+    size_t      found = 0;
 
-    if (arguments_check(arguments, KNOWN, err) != IE_OK ||
-        argument_text(&name, arguments, "group", err) != IE_OK ||
-        argument_text(&pattern, arguments, "pattern", err) != IE_OK)
+    if (ie__admin_group(r, &name, &pattern, err) != IE_OK)
         return IE_EINVAL;
-    if (name == NULL)
-        return ie_error_set(err, IE_EINVAL, "group is missing");
-    for (size_t i = 0; i < server->group_buckets; i++)
-        for (ie__group *group = server->groups[i]; group != NULL; group = group->chain)
+    for (size_t i = 0; i < r->server->group_buckets; i++)
+        for (ie__group *group = r->server->groups[i]; group != NULL; group = group->chain)
             if (strcmp(group->name, name) == 0 &&
                 (pattern == NULL || strcmp(group->pattern, pattern) == 0)) {
                 *out = group;
@@ -306,29 +341,88 @@ find_group(ie__group **out, ie_bus_server *server, const json_t *arguments, ie_e
 }
 
 static ie_status
-set_paused(ie_bus_server *server, const json_t *arguments, bool is_paused, json_t **out,
-           ie_error *err)
+set_paused(ie__request *r, bool is_paused, ie_error *err)
 {
-    ie__group      *group;
-    const ie_status status = find_group(&group, server, arguments, err);
+    static const char *const KNOWN[] = {"group", "pattern", NULL};
+    ie__group               *group;
+    ie_status                status = ie__admin_known(r, KNOWN, err);
 
+    if (status == IE_OK)
+        status = find_group(&group, r, err);
     if (status != IE_OK)
         return status;
+    if (group->is_durable)
+        return ie__admin_durable_pause(r, group, is_paused, err);
     ie__group_pause(group, is_paused);
-    *out = group_json(group);
+    r->answer = group_json(group);
     return IE_OK;
 }
 
 static ie_status
-on_pause(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *err)
+on_pause(ie__request *r, ie_error *err)
 {
-    return set_paused(server, arguments, true, out, err);
+    return set_paused(r, true, err);
 }
 
 static ie_status
-on_resume(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *err)
+on_resume(ie__request *r, ie_error *err)
 {
-    return set_paused(server, arguments, false, out, err);
+    return set_paused(r, false, err);
+}
+
+/* What the log is to do about a durable group. */
+static ie_status
+with_durable(ie__request *r, const char *const *known, ie__admin_fn run, ie_error *err)
+{
+    ie__group *group;
+    ie_status  status = ie__admin_known(r, known, err);
+
+    if (status == IE_OK)
+        status = find_group(&group, r, err);
+    if (status == IE_OK && !group->is_durable)
+        status = ie_error_set(
+            err, IE_EINVAL, "group '%.100s' is not durable: it has no place in a log", group->name);
+    return status == IE_OK ? run(r, group, err) : status;
+}
+
+static ie_status
+on_replay(ie__request *r, ie_error *err)
+{
+    static const char *const KNOWN[] = {"group", "pattern", "from", "position", "time", NULL};
+
+    return with_durable(r, KNOWN, ie__admin_durable_replay, err);
+}
+
+static ie_status
+on_delete(ie__request *r, ie_error *err)
+{
+    static const char *const KNOWN[] = {"group", "pattern", NULL};
+
+    return with_durable(r, KNOWN, ie__admin_durable_delete, err);
+}
+
+static ie_status
+on_dead(ie__request *r, ie_error *err)
+{
+    static const char *const KNOWN[] = {"group", "pattern", "after", "limit", NULL};
+
+    return with_durable(r, KNOWN, ie__admin_durable_dead, err);
+}
+
+static ie_status
+on_dead_retry(ie__request *r, ie_error *err)
+{
+    static const char *const KNOWN[] = {"group", "pattern", "position", NULL};
+
+    return with_durable(r, KNOWN, ie__admin_durable_dead_retry, err);
+}
+
+static ie_status
+on_dead_discard(ie__request *r, ie_error *err)
+{
+    static const char *const KNOWN[] = {"group", "pattern", "position", NULL};
+
+    return with_durable(r, KNOWN, ie__admin_durable_dead_discard, err);
 }
 
 /* ---- connections ---------------------------------------------------------------------------- */
@@ -353,29 +447,29 @@ conn_json(const ie__conn *conn)
 }
 
 static ie_status
-on_connections(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *err)
+on_connections(ie__request *r, ie_error *err)
 {
     static const char *const KNOWN[] = {"skip", "limit", NULL};
     page                     p;
 
-    if (arguments_check(arguments, KNOWN, err) != IE_OK || page_begin(&p, arguments, err) != IE_OK)
+    if (ie__admin_known(r, KNOWN, err) != IE_OK || page_begin(&p, r->arguments, err) != IE_OK)
         return IE_EINVAL;
-    for (const ie__conn *conn = server->conns; conn != NULL; conn = conn->next)
+    for (const ie__conn *conn = r->server->conns; conn != NULL; conn = conn->next)
         if (page_wants(&p))
             (void)json_array_append_new(p.rows, conn_json(conn));
-    *out = page_end(&p, "connections");
+    r->answer = page_end(&p, "connections");
     return IE_OK;
 }
 
 static ie_status
-on_kick(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *err)
+on_kick(ie__request *r, ie_error *err)
 {
     static const char *const KNOWN[] = {"id", NULL};
-    ie__conn                *conn = server->conns;
+    ie__conn                *conn = r->server->conns;
     int64_t                  id;
 
-    if (arguments_check(arguments, KNOWN, err) != IE_OK ||
-        argument_number(&id, arguments, "id", 0, 1, INT64_MAX, err) != IE_OK)
+    if (ie__admin_known(r, KNOWN, err) != IE_OK ||
+        ie__admin_number(&id, r->arguments, "id", 0, 1, INT64_MAX, err) != IE_OK)
         return IE_EINVAL;
     if (id == 0)
         return ie_error_set(err, IE_EINVAL, "id is missing");
@@ -383,7 +477,7 @@ on_kick(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *
         conn = conn->next;
     if (conn == NULL)
         return ie_error_set(err, IE_ENOTFOUND, "no connection %lld", (long long)id);
-    *out = conn_json(conn);
+    r->answer = conn_json(conn);
     ie__conn_doom(conn, IE_BUS_CODE_DENIED, "an administrator ended the connection");
     return IE_OK;
 }
@@ -392,16 +486,24 @@ on_kick(ie_bus_server *server, const json_t *arguments, json_t **out, ie_error *
 
 /* *out: the answer, which may be NULL for want of memory. IE_EINVAL, IE_ENOTFOUND with a message.
  */
-typedef ie_status (*request_fn)(ie_bus_server *server, const json_t *arguments, json_t **out,
-                                ie_error *err);
+typedef ie_status (*request_fn)(ie__request *r, ie_error *err);
 
 static const struct {
     const char *topic;
     request_fn  run;
 } REQUESTS[] = {
-    {"$bus.status", on_status},           {"$bus.topics", on_topics}, {"$bus.groups", on_groups},
-    {"$bus.connections", on_connections}, {"$bus.kick", on_kick},     {"$bus.pause", on_pause},
+    {"$bus.status", on_status},
+    {"$bus.topics", on_topics},
+    {"$bus.groups", on_groups},
+    {"$bus.connections", on_connections},
+    {"$bus.kick", on_kick},
+    {"$bus.pause", on_pause},
     {"$bus.resume", on_resume},
+    {"$bus.replay", on_replay},
+    {"$bus.delete", on_delete},
+    {"$bus.dead", on_dead},
+    {"$bus.dead.retry", on_dead_retry},
+    {"$bus.dead.discard", on_dead_discard},
 };
 
 static request_fn
@@ -437,8 +539,8 @@ arguments_read(const ie__span *data, ie_error *err)
     return NULL;
 }
 
-static void
-request_answer(ie__query *query, json_t *answer)
+void
+ie__admin_answer(ie__query *query, json_t *answer)
 {
     char *text = answer != NULL ? json_dumps(answer, JSON_COMPACT) : NULL;
 
@@ -454,26 +556,27 @@ void
 ie__admin_ask(ie_bus_server *server, ie__query *query)
 {
     const request_fn run = request_find(&server->record.topic);
+    ie__request      r = {.server = server, .query = query};
     ie_error         err = IE_ERROR_INIT;
-    json_t          *answer = NULL;
-    json_t          *arguments;
     ie_status        status;
 
     if (run == NULL) {
         ie__query_fail(query, IE_BUS_CODE_NO_SUBSCRIBERS, "the bus answers no such question");
         return;
     }
-    arguments = arguments_read(&server->record.data, &err);
-    if (arguments == NULL) {
+    r.arguments = arguments_read(&server->record.data, &err);
+    if (r.arguments == NULL) {
         ie__query_fail(query, IE_BUS_CODE_INVALID, err.message);
         return;
     }
-    status = run(server, arguments, &answer, &err);
-    json_decref(arguments);
-    if (status == IE_OK)
-        request_answer(query, answer);
-    else
+    status = run(&r, &err);
+    json_decref(r.arguments);
+    if (status == IE_OK && !r.is_later)
+        ie__admin_answer(query, r.answer);
+    else if (status != IE_OK)
         ie__query_fail(query,
-                       status == IE_ENOTFOUND ? IE_BUS_CODE_NO_SUBSCRIBERS : IE_BUS_CODE_INVALID,
+                       status == IE_ENOTFOUND ? IE_BUS_CODE_NO_SUBSCRIBERS
+                       : status == IE_ENOMEM  ? IE_BUS_CODE_MEMORY
+                                              : IE_BUS_CODE_INVALID,
                        err.message);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "core.h"
+#include "units.h"
 
 #define ASK_MS 10000
 #define PAGE   500
@@ -16,6 +17,11 @@
 #define FLAG_TO                                                                                    \
     {                                                                                              \
         .name = "to", .value = "URL", .help = "the bus (socket://127.0.0.1:9100)"                  \
+    }
+#define FLAG_PATTERN                                                                               \
+    {                                                                                              \
+        .name = "pattern", .value = "PATTERN",                                                     \
+        .help = "the group's pattern, where several groups have the name"                          \
     }
 #define FLAG_JSON                                                                                  \
     {                                                                                              \
@@ -25,12 +31,24 @@
 const cli_flag cli_bus_status_flags[] = {FLAG_TO, FLAG_JSON, {.name = NULL}};
 const cli_flag cli_bus_list_flags[] = {
     FLAG_TO, {.name = "json", .help = "one JSON object per line"}, {.name = NULL}};
-const cli_flag cli_bus_group_flags[] = {
+const cli_flag cli_bus_group_flags[] = {FLAG_TO, FLAG_PATTERN, FLAG_JSON, {.name = NULL}};
+const cli_flag cli_bus_replay_flags[] = {
     FLAG_TO,
-    {.name = "pattern",
-     .value = "PATTERN",
-     .help = "the group's pattern, where several groups have the name"},
+    FLAG_PATTERN,
+    {.name = "from-start", .help = "go back to the oldest event that the bus keeps"},
+    {.name = "from-end", .help = "skip everything that is there"},
+    {.name = "position", .value = "N", .help = "go on with this position of the bus's log"},
+    {.name = "since", .value = "WHEN", .help = "RFC 3339, or 2h for two hours ago"},
     FLAG_JSON,
+    {.name = NULL}};
+const cli_flag cli_bus_dead_flags[] = {
+    FLAG_TO,
+    FLAG_PATTERN,
+    {.name = "retry", .help = "deliver them again: all of the group, or one with --position"},
+    {.name = "discard", .help = "forget them: all of the group, or one with --position"},
+    {.name = "all", .help = "with --retry or --discard: yes, every one of the group"},
+    {.name = "position", .value = "N", .help = "with --retry or --discard: only this one"},
+    {.name = "json", .help = "one JSON object per line"},
     {.name = NULL}};
 
 /* ---- asking ---- */
@@ -166,11 +184,13 @@ cli_bus_topics(cli *self)
 cli_exit
 cli_bus_groups(cli *self)
 {
-    static const char *const MEMBERS[] = {"group",  "pattern", "selection", "durable",
-                                          "paused", "members", "queued",    "in_flight"};
-    static const char *const HEADER[] = {"GROUP",  "PATTERN", "SELECTION", "DURABLE",
-                                         "PAUSED", "MEMBERS", "QUEUED",    "IN FLIGHT"};
-    const list               of = {"$bus.groups", "groups", MEMBERS, HEADER, 8};
+    static const char *const MEMBERS[] = {"group",    "pattern",   "selection", "members",
+                                          "queued",   "in_flight", "position",  "lag",
+                                          "retrying", "dead",      "paused"};
+    static const char *const HEADER[] = {"GROUP",    "PATTERN",   "SELECTION", "MEMBERS",
+                                         "QUEUED",   "IN FLIGHT", "POSITION",  "LAG",
+                                         "RETRYING", "DEAD",      "PAUSED"};
+    const list               of = {"$bus.groups", "groups", MEMBERS, HEADER, 11};
 
     return run_list(self, &of);
 }
@@ -284,6 +304,130 @@ cli_exit
 cli_bus_resume(cli *self)
 {
     return run_one(self, "$bus.resume", group_arguments(self), print_paused);
+}
+
+static void
+print_moved(const json_t *group)
+{
+    cli_say("group %s of %s goes on behind position %lld",
+            json_string_value(json_object_get(group, "group")),
+            json_string_value(json_object_get(group, "pattern")),
+            (long long)json_integer_value(json_object_get(group, "position")));
+}
+
+cli_exit
+cli_bus_replay(cli *self)
+{
+    const char *since = cli_text(self, "since");
+    json_t     *arguments;
+    int64_t     position = 0;
+    int64_t     at_ms = 0;
+
+    if (cli_has(self, "from-start") + cli_has(self, "from-end") + cli_has(self, "position") +
+            (since != NULL) !=
+        1)
+        return cli_usage(self, "one of --from-start, --from-end, --position and --since is needed");
+    if (!cli_number(self, "position", 0, 1, INT64_MAX, &position))
+        return CLI_USAGE;
+    if (since != NULL && ie__duration_parse(since, &at_ms))
+        at_ms = cli_now_ms() - at_ms;
+    else if (since != NULL && ie__time_parse(&at_ms, since, strlen(since)) != IE_OK)
+        return cli_usage(
+            self, "--since: '%.40s' is neither a time such as 2026-12-31T23:59:00Z nor 10m, 2h, 1d",
+            since);
+    arguments = group_arguments(self);
+    if (position != 0)
+        (void)json_object_set_new(arguments, "position", json_integer(position));
+    else if (since != NULL)
+        (void)json_object_set_new(arguments, "time", json_integer(at_ms));
+    else
+        (void)json_object_set_new(arguments, "from",
+                                  json_string(cli_has(self, "from-end") ? "end" : "first"));
+    return run_one(self, "$bus.replay", arguments, print_moved);
+}
+
+static void
+print_deleted(const json_t *group)
+{
+    cli_say("group %s of %s was deleted", json_string_value(json_object_get(group, "group")),
+            json_string_value(json_object_get(group, "pattern")));
+}
+
+cli_exit
+cli_bus_delete(cli *self)
+{
+    return run_one(self, "$bus.delete", group_arguments(self), print_deleted);
+}
+
+/* ---- dead letters ---- */
+
+static cli_exit
+list_dead(const cli *self)
+{
+    static const char *const MEMBERS[] = {"position", "topic", "id", "attempts", "since", "reason"};
+    static const char *const HEADER[] = {"POSITION", "TOPIC", "ID", "ATTEMPTS", "SINCE", "REASON"};
+    ie_bus_client           *client = NULL;
+    json_int_t               after = 0;
+    cli_table                table;
+    size_t                   count = PAGE;
+    cli_exit                 code = cli_reach_bus(self, "to", NULL, &client);
+
+    if (code != CLI_OK)
+        return code;
+    cli_table_begin(&table, HEADER, 6);
+    while (count == PAGE && code == CLI_OK) {
+        json_t *arguments = group_arguments(self);
+        json_t *page;
+        json_t *row;
+        size_t  index;
+
+        (void)json_object_set_new(arguments, "after", json_integer(after));
+        (void)json_object_set_new(arguments, "limit", json_integer(PAGE));
+        page = ask(client, "$bus.dead", arguments, &code);
+        count = json_array_size(json_object_get(page, "dead"));
+        json_array_foreach(json_object_get(page, "dead"), index, row)
+        {
+            after = json_integer_value(json_object_get(row, "position"));
+            if (cli_has(self, "json"))
+                print_json(row);
+            else
+                print_row(&table, row, MEMBERS);
+        }
+        json_decref(page);
+    }
+    cli_table_end(&table);
+    ie_bus_client_close(client);
+    return code;
+}
+
+static void
+print_count(const json_t *answer)
+{
+    cli_say("%lld events", (long long)json_integer_value(json_object_get(answer, "count")));
+}
+
+cli_exit
+cli_bus_dead(cli *self)
+{
+    const bool is_retry = cli_has(self, "retry");
+    const bool is_discard = cli_has(self, "discard");
+    json_t    *arguments;
+    int64_t    position = 0;
+
+    if (!cli_number(self, "position", 0, 1, INT64_MAX, &position))
+        return CLI_USAGE;
+    if (is_retry && is_discard)
+        return cli_usage(self, "--retry and --discard exclude each other");
+    if (!is_retry && !is_discard && (position != 0 || cli_has(self, "all")))
+        return cli_usage(self, "--position and --all go with --retry or --discard");
+    if (!is_retry && !is_discard)
+        return list_dead(self);
+    if ((position != 0) == cli_has(self, "all"))
+        return cli_usage(self, "--%s wants --position N or --all", is_retry ? "retry" : "discard");
+    arguments = group_arguments(self);
+    (void)json_object_set_new(arguments, "position", json_integer(position));
+    return run_one(self, is_retry ? "$bus.dead.retry" : "$bus.dead.discard", arguments,
+                   print_count);
 }
 
 static void

@@ -255,11 +255,151 @@ START_TEST(faulty_requests_are_refused_in_words)
 }
 END_TEST
 
+/* ---- durable groups ------------------------------------------------------------------------- */
+
+static void
+set_up_durable(void)
+{
+    ie_bus_server_options options;
+
+    IE_BUS_SERVER_OPTIONS_INIT(&options);
+    options.data_dir = test_dir_make();
+    options.attempts_max = 2;
+    options.retry_delay_ms = 1;
+    server = bus_start(&options);
+    client = client_open(server);
+}
+
+static void
+tear_down_durable(void)
+{
+    tear_down();
+    test_dir_remove();
+}
+
+typedef struct group_wish {
+    const char *member;
+    json_int_t  value;
+} group_wish;
+
+/* Does the one group show this number? */
+static bool
+group_shows(void *arg)
+{
+    const group_wish *wish = arg;
+    json_t           *groups = ask("$bus.groups", "{}");
+    const json_int_t  value =
+        number(row(json_object_get(groups, "groups"), "group", "g"), wish->member);
+
+    json_decref(groups);
+    return value == wish->value;
+}
+
+static void
+await_group(const char *member, json_int_t value)
+{
+    group_wish wish = {member, value};
+
+    ck_assert_msg(poll_until(group_shows, &wish, WAIT_MS), "%s never became %lld", member,
+                  (long long)value);
+}
+
+static void
+publish_stored(int count)
+{
+    for (int i = 1; i <= count; i++) {
+        ie_event event = IE_EVENT_INIT;
+        char     text[16];
+
+        event.topic = "t";
+        event.data_bytes = (size_t)snprintf(text, sizeof text, "%d", i);
+        event.data = text;
+        ck_assert_int_eq(
+            ie_bus_client_publish_wait(client, &event, IE_BUS_PUBLISH_PERSISTENT, WAIT_MS, NULL),
+            IE_OK);
+    }
+}
+
+START_TEST(a_durable_group_is_paused_replayed_and_deleted)
+{
+    counter  count = {0};
+    uint32_t id = subscribe_now(client, "t", "g", 0, &count);
+    json_t  *answer = ask("$bus.pause", "{\"group\": \"g\"}");
+
+    ck_assert(json_is_true(json_object_get(answer, "paused")));
+    json_decref(answer);
+    publish_stored(5);
+    await_group("lag", 5);
+    ck_assert_uint_eq(atomic_load(&count.handled), 0);
+    json_decref(ask("$bus.resume", "{\"group\": \"g\"}"));
+    ck_assert(wait_for(&count.handled, 5));
+    await_group("lag", 0);
+    answer = ask("$bus.replay", "{\"group\": \"g\", \"from\": \"first\"}");
+    json_decref(answer);
+    ck_assert(wait_for(&count.handled, 10));
+    await_group("lag", 0);
+    answer = ask("$bus.replay", "{\"group\": \"g\", \"position\": 4}");
+    json_decref(answer);
+    ck_assert(wait_for(&count.handled, 12));
+    ask_in_vain("$bus.replay", "{\"group\": \"g\"}", IE_EINVAL, "one of");
+    ask_in_vain("$bus.replay", "{\"group\": \"g\", \"from\": \"x\"}", IE_EINVAL, "first");
+    ask_in_vain("$bus.delete", "{\"group\": \"g\"}", IE_ELIMIT, "members");
+    ck_assert_int_eq(ie_bus_client_unsubscribe(client, id, NULL), IE_OK);
+    await_group("members", 0);
+    json_decref(ask("$bus.delete", "{\"group\": \"g\"}"));
+    ask_in_vain("$bus.delete", "{\"group\": \"g\"}", IE_ENOTFOUND, "no group");
+    ck_assert_uint_eq(bus_stats(server).queries_now, 0);
+}
+END_TEST
+
+START_TEST(dead_letters_are_listed_tried_again_and_discarded)
+{
+    counter count = {.result = IE_EHANDLER};
+    json_t *answer;
+    json_t *rows;
+
+    (void)subscribe_now(client, "t", "g", 0, &count);
+    publish_stored(3);
+    await_group("dead", 3);
+    answer = ask("$bus.dead", "{\"group\": \"g\", \"limit\": 2}");
+    rows = json_object_get(answer, "dead");
+    ck_assert_uint_eq(json_array_size(rows), 2);
+    ck_assert_int_eq(number(json_array_get(rows, 0), "attempts"), 2);
+    ck_assert_str_eq(json_string_value(json_object_get(json_array_get(rows, 0), "topic")), "t");
+    json_decref(answer);
+    answer = ask("$bus.dead", "{\"group\": \"g\", \"after\": 2}");
+    ck_assert_uint_eq(json_array_size(json_object_get(answer, "dead")), 1);
+    json_decref(answer);
+    answer = ask("$bus.dead.discard", "{\"group\": \"g\", \"position\": 2}");
+    ck_assert_int_eq(number(answer, "count"), 1);
+    json_decref(answer);
+    atomic_store(&count.result, IE_OK);
+    answer = ask("$bus.dead.retry", "{\"group\": \"g\"}");
+    ck_assert_int_eq(number(answer, "count"), 2);
+    json_decref(answer);
+    await_group("dead", 0);
+    await_group("retrying", 0);
+    ck_assert_uint_eq(atomic_load(&count.handled), 3 * 2 + 2);
+}
+END_TEST
+
+START_TEST(what_only_a_log_can_do_is_refused_without_one)
+{
+    counter count = {0};
+
+    (void)subscribe_now(client, "t", "g", 0, &count);
+    ask_in_vain("$bus.replay", "{\"group\": \"g\", \"from\": \"first\"}", IE_EINVAL, "not durable");
+    ask_in_vain("$bus.delete", "{\"group\": \"g\"}", IE_EINVAL, "not durable");
+    ask_in_vain("$bus.dead", "{\"group\": \"g\"}", IE_EINVAL, "not durable");
+}
+END_TEST
+
 int
 main(void)
 {
     Suite   *s = suite_create("admin");
     TCase   *one = tcase_create("admin");
+    TCase   *durable = tcase_create("durable");
     SRunner *runner = srunner_create(s);
     int      failed;
 
@@ -271,7 +411,13 @@ main(void)
     tcase_add_test(one, connections_are_listed_and_ended);
     tcase_add_test(one, lists_come_in_pages);
     tcase_add_test(one, faulty_requests_are_refused_in_words);
+    tcase_add_test(one, what_only_a_log_can_do_is_refused_without_one);
     suite_add_tcase(s, one);
+    tcase_add_checked_fixture(durable, set_up_durable, tear_down_durable);
+    tcase_set_timeout(durable, 100);
+    tcase_add_test(durable, a_durable_group_is_paused_replayed_and_deleted);
+    tcase_add_test(durable, dead_letters_are_listed_tried_again_and_discarded);
+    suite_add_tcase(s, durable);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);
     srunner_free(runner);

@@ -905,6 +905,48 @@ class Query(Case):
         self.ie("bus", "kick", member, "--to", url)
         subscriber.wait_for(lambda: "an administrator ended" in subscriber.stderr(), "the loss")
 
+    def test_a_durable_group_from_outside(self):
+        _, url = self.bus("--listen", "socket://127.0.0.1:0", "--data", str(self.folder / "data"))
+        subscriber = self.subscriber("t.>", "--from", url, "--group", "g", "--json", "--count", "3")
+        for n in range(3):
+            self.ie("publish", "t.x", n, "--to", url, "--persistent")
+        self.assertEqual(subscriber.process.wait(DEADLINE_S), 0)
+        self.wait_for_group(url, "lag", 0)
+        self.ie("bus", "replay", "g", "--to", url, "--position", "2")
+        self.assertIn("goes on behind position 1", self.err)
+        self.wait_for_group(url, "lag", 2)
+        again = self.subscriber("t.>", "--from", url, "--group", "g", "--json", "--count", "2")
+        self.assertEqual(again.process.wait(DEADLINE_S), 0)
+        self.assertEqual([json.loads(line)["data"] for line in again.stdout().splitlines()], [1, 2])
+        rejecting = self.start("subscribe", "t.>", "--from", url, "--group", "g", "--ack", "manual",
+                               stdin=subprocess.PIPE)
+        self.wait_for_group(url, "members", 1)
+        self.ie("publish", "t.bad", "7", "--to", url, "--persistent")
+        rejecting.wait_for(lambda: "\n" in rejecting.stdout(), "the event")
+        rejecting.process.stdin.write(f"reject {rejecting.stdout().split()[0]}\n".encode())
+        rejecting.process.stdin.flush()
+        self.wait_for_group(url, "dead", 1)
+        dead = json.loads(self.ie("bus", "dead", "g", "--to", url, "--json"))
+        self.assertEqual((dead["position"], dead["topic"]), (4, "t.bad"))
+        self.assertIn("t.bad", self.ie("bus", "dead", "g", "--to", url))
+        self.ie("bus", "dead", "g", "--to", url, "--retry", code=2)
+        self.ie("bus", "dead", "g", "--to", url, "--all", code=2)
+        self.ie("bus", "dead", "g", "--to", url, "--discard", "--position", "4")
+        self.wait_for_group(url, "dead", 0)
+        self.ie("bus", "delete", "g", "--to", url, code=1)
+        self.assertIn("members", self.err)
+        rejecting.end()
+        self.wait_for_group(url, "members", 0)
+        self.ie("bus", "delete", "g", "--to", url)
+        self.assertEqual(self.ie("bus", "groups", "--to", url), "")
+        self.ie("bus", "replay", "g", "--to", url, code=2)
+        self.ie("bus", "replay", "g", "--to", url, "--from-start", code=3)
+
+    def wait_for_group(self, url, member, number):
+        end = time.monotonic() + DEADLINE_S
+        while json.loads(self.ie("bus", "groups", "--to", url, "--json"))[member] != number:
+            self.assertLess(time.monotonic(), end)
+
     def wait_for_queued(self, url, number):
         end = time.monotonic() + DEADLINE_S
         while json.loads(self.ie("bus", "groups", "--to", url, "--json"))["queued"] != number:
