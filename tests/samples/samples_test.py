@@ -234,6 +234,15 @@ def eb1_pool(options, _folder):
     run(options.bin / "eb1_pool", "nats://nowhere", status=1)
 
 
+def mail(options, _folder):
+    """The command is handled, the query answered, and who has left is not waited for."""
+    said, _ = run(options.bin / "mail")
+    check(said.splitlines() == ["sent: Invoice 17", "sent: Lunch?", "sent: Invoice 18", "about Invoice: 2",
+                                "  Invoice 17: Please pay.", "  Invoice 18: Please pay this one, too.",
+                                "about Holiday: 0", "the mailbox is away: nobody answers this topic"],
+          f"mail said: {said}")
+
+
 def demo(options, folder):
     """The demonstration, twice; the table is the one in the README, and nothing stays behind."""
     shown = next(block for language, block in blocks() if language == "text")
@@ -330,7 +339,7 @@ def schema_document(_options, _folder):
 
 def main():
     commands = (hello, shop_with_bad_input, orders_are_as_generated, plain_sql,
-                without_a_bus, eb1_pool, consumer, demo, readme, readme_when_pasted, schema_document)
+                without_a_bus, eb1_pool, mail, consumer, demo, readme, readme_when_pasted, schema_document)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=[command.__name__ for command in commands])
     parser.add_argument("--build", type=lambda text: pathlib.Path(text).resolve(),
