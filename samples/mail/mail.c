@@ -146,8 +146,9 @@ exchange(mailbox *box, ie_bus_client *user)
     if (ie_bus_client_unsubscribe(box->bus, commands, &err) != IE_OK ||
         ie_bus_client_unsubscribe(box->bus, queries, &err) != IE_OK)
         return failed(&err);
-    if (find_mails(user, "Lunch", &err) == IE_ENOTFOUND)
-        (void)printf("the mailbox is away: %s\n", err.message);
+    if (find_mails(user, "Lunch", &err) == IE_OK)
+        return 1;
+    (void)printf("the mailbox is away: %s\n", err.message);
     return 0;
 }
 

@@ -237,10 +237,12 @@ def eb1_pool(options, _folder):
 def mail(options, _folder):
     """The command is handled, the query answered, and who has left is not waited for."""
     said, _ = run(options.bin / "mail")
-    check(said.splitlines() == ["sent: Invoice 17", "sent: Lunch?", "sent: Invoice 18", "about Invoice: 2",
-                                "  Invoice 17: Please pay.", "  Invoice 18: Please pay this one, too.",
-                                "about Holiday: 0", "the mailbox is away: nobody answers this topic"],
-          f"mail said: {said}")
+    lines = said.splitlines()
+    check(lines[:-1] == ["sent: Invoice 17", "sent: Lunch?", "sent: Invoice 18", "about Invoice: 2",
+                         "  Invoice 17: Please pay.", "  Invoice 18: Please pay this one, too.",
+                         "about Holiday: 0"], f"mail said: {said}")
+    check(lines[-1] in ("the mailbox is away: nobody answers this topic",
+                        "the mailbox is away: it does not answer any more"), f"mail said: {said}")
 
 
 def demo(options, folder):
