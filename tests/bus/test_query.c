@@ -527,6 +527,92 @@ START_TEST(a_handler_may_ask_on_its_own_connection)
 }
 END_TEST
 
+/* On a thread of the client's: waits for another topic's answer, and passes it on. */
+static void
+ask_and_wait(void *user, const ie_event *question, uint64_t token)
+{
+    ie_bus_client *client = *(ie_bus_client **)user;
+    ie_event       answer = IE_EVENT_INIT;
+    ie_buffer      said = {NULL, 0, 0};
+    ie_error       err = IE_ERROR_INIT;
+
+    if (ie_bus_client_query_wait(client, "b", question->data, question->data_bytes, WAIT_MS, &said,
+                                 &err) != IE_OK) {
+        (void)ie_bus_client_decline(client, token, err.message, NULL);
+        return;
+    }
+    answer.data = said.data;
+    answer.data_bytes = said.size;
+    (void)ie_bus_client_answer(client, token, &answer, NULL);
+    ie_buffer_fini(&said);
+}
+
+START_TEST(a_handler_on_a_thread_of_its_own_may_wait)
+{
+    ie_bus_client_options options;
+    ie_bus_client        *client = NULL;
+    ie_bus_client        *other = client_open(server);
+    responder             r = {0};
+    asker                 a = {0};
+
+    IE_BUS_CLIENT_OPTIONS_INIT(&options);
+    options.url = ie_bus_server_address(server, 0);
+    options.dispatch = IE_BUS_DISPATCH_THREAD;
+    ck_assert_int_eq(ie_bus_client_open(&client, &options, NULL), IE_OK);
+    ck_assert_int_eq(ie_bus_client_serve(client, "a", NULL, ask_and_wait, &client, NULL, NULL),
+                     IE_OK);
+    ck_assert_int_eq(ie_bus_client_wait_subscribed(client, WAIT_MS, NULL), IE_OK);
+    (void)serve_now(&r, other, "b", NULL);
+    for (unsigned long i = 1; i <= 100; i++)
+        (void)ask(other, "a", "1", LONG_MS, 1, &a);
+    ck_assert(wait_for(&a.ended, 100));
+    ck_assert_uint_eq(atomic_load(&a.sum), 100);
+    r.refusal = "no";
+    (void)ask(other, "a", "1", LONG_MS, 1, &a);
+    ck_assert(wait_for(&a.ended, 101));
+    ck_assert_int_eq(atomic_load(&a.status), IE_EHANDLER);
+    ck_assert_str_eq(a.reason, "no");
+    ie_bus_client_close(client);
+    ie_bus_client_close(other);
+}
+END_TEST
+
+static void
+fill_up(void *user, const ie_event *question, uint64_t token)
+{
+    (void)question;
+    ck_assert_int_eq(ie_bus_client_answer(*(ie_bus_client **)user, token, NULL, NULL), IE_OK);
+}
+
+START_TEST(whoever_calls_may_answer_questions)
+{
+    ie_bus_client_options options;
+    ie_bus_client        *client = NULL;
+    ie_bus_client        *other = client_open(server);
+    asker                 a = {0};
+    size_t                ran = 0;
+
+    IE_BUS_CLIENT_OPTIONS_INIT(&options);
+    options.url = ie_bus_server_address(server, 0);
+    options.dispatch = IE_BUS_DISPATCH_CALLER;
+    ck_assert_int_eq(ie_bus_client_open(&client, &options, NULL), IE_OK);
+    ck_assert_int_eq(ie_bus_client_serve(client, "a", NULL, fill_up, &client, NULL, NULL), IE_OK);
+    ck_assert_int_eq(ie_bus_client_wait_subscribed(client, WAIT_MS, NULL), IE_OK);
+    for (int i = 0; i < 10; i++)
+        (void)ask(other, "a", NULL, LONG_MS, 1, &a);
+    while (ran < 10) {
+        const size_t more = ie_bus_client_dispatch(client, 0, WAIT_MS);
+
+        ck_assert_uint_ne(more, 0);
+        ran += more;
+    }
+    ck_assert(wait_for(&a.ended, 10));
+    ck_assert_uint_eq(atomic_load(&a.answers), 10);
+    ie_bus_client_close(client);
+    ie_bus_client_close(other);
+}
+END_TEST
+
 /* ---- limits --------------------------------------------------------------------------------- */
 
 START_TEST(limits_hold_at_the_value_and_one_past_it)
@@ -1057,6 +1143,8 @@ suite(void)
     tcase_add_test(one, enough_answers_end_it_and_the_others_are_told);
     tcase_add_test(one, some_answers_are_a_success_that_says_what_is_missing);
     tcase_add_test(one, a_handler_may_ask_on_its_own_connection);
+    tcase_add_test(one, a_handler_on_a_thread_of_its_own_may_wait);
+    tcase_add_test(one, whoever_calls_may_answer_questions);
     tcase_add_test(one, limits_hold_at_the_value_and_one_past_it);
     tcase_add_test(one, a_responder_without_credit_is_not_asked);
     tcase_add_test(one, an_answer_counts_only_from_whom_was_asked);
