@@ -105,8 +105,14 @@ START_TEST(the_sessions_of_the_document_are_what_the_server_does)
         unsigned      who;
 
         line++;
-        if (strncmp(text, "```eb2 ", 7) == 0) {
-            server = bus_start_default();
+        if (strncmp(text, "```eb2 ", 7) == 0 || strncmp(text, "```eb2-stored ", 14) == 0) {
+            ie_bus_server_options options;
+
+            IE_BUS_SERVER_OPTIONS_INIT(&options);
+            (void)test_dir_make();
+            if (text[6] == '-')
+                options.data_dir = test_path("data");
+            server = bus_start(&options);
             for (size_t i = 0; i < 10; i++)
                 fds[i] = -1;
         } else if (server != NULL && strncmp(text, "```", 3) == 0) {
@@ -115,6 +121,7 @@ START_TEST(the_sessions_of_the_document_are_what_the_server_does)
                     (void)close(fds[i]);
             ie_bus_server_close(server);
             server = NULL;
+            test_dir_remove();
             sessions++;
         } else if (server != NULL && sscanf(text, "c%1u>b", &who) == 1) {
             if (fds[who] < 0)
