@@ -13,9 +13,15 @@ typedef struct remembered {
     int64_t        at_ms;
 } remembered;
 
+/* A slot of the table. The tag spares a look at the ring, which is elsewhere in memory. */
+typedef struct finger {
+    uint32_t place; /* 0: free, else place in the ring + 1 */
+    uint32_t tag;   /* of the key */
+} finger;
+
 struct ie__dedupe {
     remembered *ring;
-    uint32_t   *table; /* 0: free, else place in the ring + 1; twice as long as the ring */
+    finger     *table; /* twice as long as the ring */
     size_t      ring_max;
     size_t      head;
     size_t      count;
@@ -69,6 +75,12 @@ table_slot(const ie__dedupe *dedupe, ie__dedupe_key key)
     return (size_t)key.low & (2 * dedupe->ring_max - 1);
 }
 
+static uint32_t
+tag_of(ie__dedupe_key key)
+{
+    return (uint32_t)key.high;
+}
+
 static size_t
 table_next(const ie__dedupe *dedupe, size_t slot)
 {
@@ -81,7 +93,7 @@ table_find_place(const ie__dedupe *dedupe, size_t place)
 {
     size_t slot = table_slot(dedupe, dedupe->ring[place].key);
 
-    while (dedupe->table[slot] != place + 1)
+    while (dedupe->table[slot].place != place + 1)
         slot = table_next(dedupe, slot);
     return slot;
 }
@@ -91,9 +103,10 @@ table_put(ie__dedupe *dedupe, size_t place)
 {
     size_t slot = table_slot(dedupe, dedupe->ring[place].key);
 
-    while (dedupe->table[slot] != 0)
+    while (dedupe->table[slot].place != 0)
         slot = table_next(dedupe, slot);
-    dedupe->table[slot] = (uint32_t)place + 1;
+    dedupe->table[slot].place = (uint32_t)place + 1;
+    dedupe->table[slot].tag = tag_of(dedupe->ring[place].key);
 }
 
 /* Free a slot, and move up what was pushed behind it, so that no search ends too early. */
@@ -102,18 +115,18 @@ table_remove(ie__dedupe *dedupe, size_t slot)
 {
     size_t from = slot;
 
-    dedupe->table[slot] = 0;
+    dedupe->table[slot].place = 0;
     for (;;) {
         size_t home;
 
         from = table_next(dedupe, from);
-        if (dedupe->table[from] == 0)
+        if (dedupe->table[from].place == 0)
             return;
-        home = table_slot(dedupe, dedupe->ring[dedupe->table[from] - 1].key);
+        home = table_slot(dedupe, dedupe->ring[dedupe->table[from].place - 1].key);
         /* may it lie at slot: is home, going round, not between slot (excluded) and from? */
         if (slot <= from ? (home <= slot || home > from) : (home <= slot && home > from)) {
             dedupe->table[slot] = dedupe->table[from];
-            dedupe->table[from] = 0;
+            dedupe->table[from].place = 0;
             slot = from;
         }
     }
@@ -124,7 +137,7 @@ grow(ie__dedupe *dedupe)
 {
     const size_t max = dedupe->ring_max != 0 ? dedupe->ring_max * 2 : RING_MIN;
     remembered  *ring = ie__realloc_array(NULL, max, sizeof *ring);
-    uint32_t    *table = ie__calloc(2 * max, sizeof *table);
+    finger      *table = ie__calloc(2 * max, sizeof *table);
 
     if (ring == NULL || table == NULL) {
         ie__free(ring);
@@ -149,11 +162,12 @@ find(const ie__dedupe *dedupe, ie__dedupe_key key)
 {
     if (dedupe->count == 0)
         return NULL;
-    for (size_t slot = table_slot(dedupe, key); dedupe->table[slot] != 0;
+    for (size_t slot = table_slot(dedupe, key); dedupe->table[slot].place != 0;
          slot = table_next(dedupe, slot)) {
-        const remembered *at = &dedupe->ring[dedupe->table[slot] - 1];
+        const remembered *at = &dedupe->ring[dedupe->table[slot].place - 1];
 
-        if (at->key.high == key.high && at->key.low == key.low)
+        if (dedupe->table[slot].tag == tag_of(key) && at->key.high == key.high &&
+            at->key.low == key.low)
             return at;
     }
     return NULL;

@@ -172,12 +172,13 @@ static ie_status
 run_writes(ie__store *store, size_t *count, ie_error *err)
 {
     ie__storage *storage = store->storage;
+    ie_error     why = IE_ERROR_INIT;
     size_t       bytes = 0;
 
     *count = 0;
     for (ie__job *job = store->writes.head; job != NULL && bytes < ROUND_BYTES; job = job->next) {
-        ie_error why = IE_ERROR_INIT;
-
+        if (job->next != NULL) /* the loop wrote it, on another core */
+            __builtin_prefetch(job->next);
         job->status = job->run(storage, job, &why);
         if (job->status != IE_OK && is_trouble(job->status))
             return ie_error_set(err, job->status, "%s", why.message);
@@ -185,6 +186,8 @@ run_writes(ie__store *store, size_t *count, ie_error *err)
             store->error = why; /* retention_bytes_max: the append alone is refused */
         else if (job->status != IE_OK)
             ie__log(&storage->logger, IE_LOG_WARN, "bus", "store: %s", why.message);
+        if (job->status != IE_OK)
+            ie_error_clear(&why);
         bytes += job->bytes;
         ++*count;
     }

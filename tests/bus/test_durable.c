@@ -934,6 +934,198 @@ START_TEST(a_long_absence_costs_no_memory)
 }
 END_TEST
 
+/* ---- administration: on a server whose loop this thread runs ---- */
+
+typedef struct result {
+    bool         is_here;
+    uint32_t     code;
+    uint64_t     count;
+    ie__dead_row rows[4];
+} result;
+
+static result last;
+
+static void
+on_result(void *user, uint32_t code, const char *reason, uint64_t count, const ie__dead_row *rows)
+{
+    (void)user;
+    ck_assert_ptr_nonnull(reason);
+    last.is_here = true;
+    last.code = code;
+    last.count = count;
+    for (uint64_t i = 0; rows != NULL && i < count && i < 4; i++)
+        last.rows[i] = rows[i];
+}
+
+static void
+make(void)
+{
+    static const char *const LISTEN[] = {"socket://127.0.0.1:0"};
+    ie_error                 err = IE_ERROR_INIT;
+
+    options.listen = LISTEN;
+    options.listen_count = 1;
+    ck_assert_msg(ie__bus_server_make(&server, &options, &err) == IE_OK, "%s", err.message);
+    memset(&last, 0, sizeof last);
+}
+
+/* The result of what was just asked for. */
+static const result *
+outcome(void)
+{
+    const int64_t deadline_ns = ie__mono_ns() + WAIT_MS * INT64_C(1000000);
+
+    while (!last.is_here) {
+        ck_assert_msg(ie__mono_ns() < deadline_ns, "no result came");
+        (void)uv_run(&server->loop, UV_RUN_NOWAIT);
+        (void)poll(NULL, 0, 1);
+    }
+    last.is_here = false;
+    return &last;
+}
+
+static ie__durable_info info;
+static size_t           info_count;
+
+static void
+on_info(void *user, const ie__durable_info *of)
+{
+    (void)user;
+    info = *of;
+    info_count++;
+}
+
+static void
+look(void)
+{
+    info_count = 0;
+    ie__durable_each(server, on_info, NULL);
+}
+
+START_TEST(groups_are_looked_at_paused_moved_and_deleted)
+{
+    int publisher, worker;
+
+    up();
+    publisher = raw_open(server);
+    worker = raw_open(server);
+    (void)join(worker, 1, "t", (subscription){.group = "g", .credit = 1});
+    put_numbers(publisher, "t", 1, 5);
+    take_numbers(worker, 1, 1);
+    nack(worker, take(worker).number, IE_BUS_CODE_REJECTED);
+    take_numbers(worker, 3, 5);
+    expect_quiet(worker);
+    (void)close(worker);
+    (void)close(publisher);
+    down();
+
+    make();
+    look();
+    ck_assert_uint_eq(info_count, 1);
+    ck_assert_str_eq(info.name, "g");
+    ck_assert_int_eq(info.position, 5);
+    ck_assert_uint_eq(info.dead, 1);
+    ck_assert_uint_eq(info.attempts_max, 16);
+    ie__durable_dead(server, "g", NULL, IE__DEAD_LIST, 0, 4, on_result, NULL);
+    ck_assert_uint_eq(outcome()->count, 1);
+    ck_assert_int_eq(last.rows[0].position, 2);
+    ck_assert_str_eq(last.rows[0].reason, "bad!");
+    ck_assert_str_eq(last.rows[0].topic, "t");
+    ie__durable_dead(server, "g", "t", IE__DEAD_RETRY, 2, 0, on_result, NULL);
+    ck_assert_uint_eq(outcome()->count, 1);
+    look();
+    ck_assert_uint_eq(info.dead, 0);
+    ck_assert_uint_eq(info.waiting, 1);
+    ie__durable_pause(server, "nobody", NULL, true, on_result, NULL);
+    ck_assert_uint_eq(outcome()->code, IE_BUS_CODE_INVALID);
+    ie__durable_pause(server, "g", NULL, true, on_result, NULL);
+    ck_assert_uint_eq(outcome()->code, IE_BUS_CODE_NONE);
+    ie__bus_server_unmake(server);
+
+    up(); /* paused, after a restart too */
+    worker = raw_open(server);
+    (void)join(worker, 1, "t", (subscription){.group = "g", .credit = 10});
+    expect_quiet(worker);
+    (void)close(worker);
+    down();
+
+    make();
+    look();
+    ck_assert(info.is_paused);
+    ie__durable_pause(server, "g", NULL, false, on_result, NULL);
+    ck_assert_uint_eq(outcome()->code, IE_BUS_CODE_NONE);
+    ie__bus_server_unmake(server);
+
+    up();
+    worker = raw_open(server);
+    (void)join(worker, 1, "t", (subscription){.group = "g", .credit = 10});
+    take_numbers(worker, 2, 2); /* the one that was dead */
+    expect_quiet(worker);
+    (void)close(worker);
+    down();
+
+    make();
+    ie__durable_move(server, "g", NULL, IE_BUS_START_POSITION, 3, on_result, NULL);
+    ck_assert_uint_eq(outcome()->count, 2);
+    ie__bus_server_unmake(server);
+
+    up();
+    worker = raw_open(server);
+    (void)join(worker, 1, "t", (subscription){.group = "g", .credit = 10});
+    take_numbers(worker, 3, 5);
+    expect_quiet(worker);
+    (void)close(worker);
+    down();
+
+    make();
+    ie__durable_delete(server, "g", NULL, on_result, NULL);
+    ck_assert_uint_eq(outcome()->code, IE_BUS_CODE_NONE);
+    look();
+    ck_assert_uint_eq(info_count, 0);
+    ie__bus_server_unmake(server);
+    make();
+    look();
+    ck_assert_uint_eq(info_count, 0);
+    ie__bus_server_unmake(server);
+    server = NULL;
+}
+END_TEST
+
+/* What comes between: the group begins where it is told, by name of what is kept and by time. */
+START_TEST(a_group_begins_where_it_is_told)
+{
+    int     publisher, worker;
+    int64_t now_ms;
+
+    up();
+    publisher = raw_open(server);
+    worker = raw_open(server);
+    put_numbers(publisher, "t", 1, 3);
+    (void)join(worker, 1, "t", (subscription){.group = "a", .start = IE_BUS_START_FIRST});
+    take_numbers(worker, 1, 3);
+    (void)join(worker, 2, "t",
+               (subscription){.group = "b", .start = IE_BUS_START_POSITION, .start_at = 3});
+    take_numbers(worker, 3, 3);
+    now_ms = ie__wall_ms(&ie__system_clock);
+    (void)join(
+        worker, 3, "t",
+        (subscription){.group = "c", .start = IE_BUS_START_TIME, .start_at = now_ms - 60000});
+    take_numbers(worker, 1, 3);
+    ck_assert_int_eq(
+        join(worker, 4, "t",
+             (subscription){.group = "d", .start = IE_BUS_START_TIME, .start_at = now_ms + 60000}),
+        3);
+    ck_assert_int_eq(join(worker, 5, "t", (subscription){.group = "e", .start = IE_BUS_START_END}),
+                     3);
+    ask(worker, 6, "t", (subscription){.group = "f", .start = 9});
+    raw_expect_reason(worker, IE__SUBREFUSED, 6, IE_BUS_CODE_UNSUPPORTED);
+    expect_quiet(worker);
+    (void)close(worker);
+    (void)close(publisher);
+    down();
+}
+END_TEST
+
 int
 main(void)
 {
@@ -963,6 +1155,8 @@ main(void)
     tcase_add_test(tcase, a_bus_that_cannot_have_its_folder_does_not_start);
     tcase_add_test(tcase, a_drain_waits_for_the_log);
     tcase_add_test(tcase, a_long_absence_costs_no_memory);
+    tcase_add_test(tcase, groups_are_looked_at_paused_moved_and_deleted);
+    tcase_add_test(tcase, a_group_begins_where_it_is_told);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);
