@@ -13,7 +13,6 @@
  * The first group is sticky: the order of a key holds, whoever dies. IE_TEST_SCALE percent of 300
  * rounds; IE_TEST_SEED repeats a run as far as the kernel's scheduling allows.
  */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <ftw.h>
 #include <ie/bus.h>
@@ -24,7 +23,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -57,7 +55,7 @@ typedef struct shared {
 static shared  *books;
 static char     folder[400];
 static char     data_dir[512];
-static char     url[64];
+static char     url[512];
 static uint64_t random_state;
 
 static unsigned
@@ -76,24 +74,16 @@ must(bool ok, const char *what)
     _exit(3);
 }
 
-/* check's helpers work inside of its tests only. */
+/* A socket file of our own: a TCP port might be taken by somebody while the bus is away. */
 static void
 make_place(void)
 {
-    const char        *base = getenv("TMPDIR");
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    socklen_t          size = sizeof address;
-    const int          fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const char *base = getenv("TMPDIR");
 
     (void)snprintf(folder, sizeof folder, "%s/ie-crash-XXXXXX", base != NULL ? base : "/tmp");
     must(mkdtemp(folder) != NULL, "mkdtemp");
     (void)snprintf(data_dir, sizeof data_dir, "%s/data", folder);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    must(fd >= 0 && bind(fd, (struct sockaddr *)&address, size) == 0 &&
-             getsockname(fd, (struct sockaddr *)&address, &size) == 0,
-         "find a port");
-    (void)close(fd);
-    (void)snprintf(url, sizeof url, "socket://127.0.0.1:%d", ntohs(address.sin_port));
+    (void)snprintf(url, sizeof url, "unix:%s/bus.sock", folder);
 }
 
 static int
