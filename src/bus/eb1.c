@@ -482,6 +482,7 @@ ie__eb1_end(ie__conn *conn)
 
     ie__eb1_leave(eb1);
     if (eb1->id != 0) {
+        ie__eb1_asks_leave(eb1);
         ie__eb1_id_give_back(conn->server->eb1, eb1);
         session_unlist(conn->server->eb1, eb1);
         conn->server->stats.eb1_connections--;

@@ -38,6 +38,8 @@ struct ie__eb1 {
     bool            is_silent;  /* it has said nothing, and got nothing but its id */
     bool            is_invited; /* got the older revision's assignment too */
     bool            is_old;     /* ... and answered it */
+    ie__query      *query;      /* of an alias: the question that is asked by this id; or NULL */
+    uint32_t        asked;      /* ... whom */
     bool            is_alias; /* the id of a connection of eb/2; most of the above means nothing */
 };
 
@@ -62,6 +64,7 @@ struct ie__eb1_bus {
     size_t          event_buckets;
     size_t          id_count;
     size_t          event_count;
+    size_t          ask_count; /* aliases that are questions */
     uint32_t        next_id;
 };
 
@@ -131,6 +134,14 @@ bool ie__eb1_event_takes(const ie__target *target);
 bool ie__eb1_event_fits(size_t data_bytes);
 /* The publish in hand (server->record) goes to one member. False: none could take it. */
 bool ie__eb1_from_topic(ie__target *target, ie__conn *publisher);
+/* For query.c. An event of eb/1 that has members and whose topic is that of the query in hand;
+ * NULL: none, or its data does not fit. */
+ie__target *ie__eb1_asked(ie_bus_server *server);
+/* Put the query in hand to one member. NULL: none could take it. */
+ie__eb1 *ie__eb1_ask(ie__target *target, ie__conn *asker, ie__query *query);
+void     ie__eb1_ask_end(ie_bus_server *server, ie__eb1 *ask); /* NULL is accepted */
+/* For eb1.c: this session ends, and so do the questions that it was asked. */
+void ie__eb1_asks_leave(ie__eb1 *eb1);
 /* For session.c: a connection of eb/2 ends. */
 void ie__eb1_alias_free(ie__conn *conn);
 

@@ -282,7 +282,7 @@ route_direct(ie__eb1 *from, unsigned char *message, size_t size)
         ie__eb1_drop(from, "no such service id");
     else if (to->is_alias) {
         if (!ie__eb1_to_alias(from, to, message, size))
-            ie__eb1_drop(from, "the client of eb/2 is not subscribed to eb1.direct");
+            ie__eb1_drop(from, "the client of eb/2 expects no such message");
     } else if (ie__eb1_send(to, &out))
         server->stats.eb1_out++;
     else

@@ -9,6 +9,7 @@
 #include "query.h"
 
 #include "auth.h"
+#include "eb1.h"
 #include "admin.h"
 
 #include <stdio.h>
@@ -53,9 +54,10 @@ struct ie__query {
     ie__query  **watch;  /* of who answers inside the bus; NULL: nobody */
     char        *reason; /* of the first that declined; NULL: none, or no memory for it */
     uint32_t     code;   /* ... and its code */
+    ie__eb1     *eb1;    /* what a member of eb/1 answers to; NULL: none was asked */
     uint32_t     wanted; /* answers; 0: all there are */
     uint32_t     answers;
-    uint32_t     open; /* asks */
+    uint32_t     open; /* asks, that of eb/1 too */
     uint32_t     ask_count;
     ie__ask      asks[];
 };
@@ -161,6 +163,7 @@ query_free(ie__query *query)
         }
         ask_close(ask);
     }
+    ie__eb1_ask_end(server, query->eb1);
     ie__deadlines_remove(&server->queries.deadlines, &query->deadline);
     ie__numbers_remove(&query->asker->queries, &query->entry);
     server->queries.count--;
@@ -545,6 +548,33 @@ query_new(ie__conn *asker, uint32_t number, uint32_t wanted, uint32_t asks, uint
     return query;
 }
 
+/* Nobody of eb/2 serves the topic: a member of eb/1 is asked, who may answer as it would anybody.
+ */
+static void
+query_put_eb1(ie__query *query, ie__target *target)
+{
+    query->eb1 = ie__eb1_ask(target, query->asker, query);
+    query->open += query->eb1 != NULL;
+}
+
+void
+ie__query_eb1_answered(ie__query *query, const unsigned char *record, size_t size)
+{
+    query->open--;
+    query->answers++;
+    if (asker_has_room(query->asker, size + IE__PREFIX_BYTES))
+        send_record(query->asker, IE__ANSWER, query->entry.number, NULL, 0, record, size, NULL);
+    query_end_if_done(query);
+}
+
+void
+ie__query_eb1_gone(ie__query *query)
+{
+    query->open--;
+    query->code = IE_BUS_CODE_SUBSCRIBER_GONE;
+    query_end_if_done(query);
+}
+
 static uint32_t
 record_code(ie_status status)
 {
@@ -602,7 +632,7 @@ query_match(ie__conn *conn, unsigned char *record, size_t size, ie__topic_match 
         (void)ie_error_set(err, IE_EDENIED, "no right to ask this topic");
         return IE_BUS_CODE_DENIED;
     }
-    if (is_own || match->count != 0)
+    if (is_own || match->count != 0 || ie__eb1_asked(server) != NULL)
         return IE_BUS_CODE_NONE;
     (void)ie_error_set(err, IE_ENOTFOUND, "nobody answers this topic");
     return IE_BUS_CODE_NO_SUBSCRIBERS;
@@ -639,10 +669,13 @@ ie__query_on_query(ie__conn *conn, const ie__frame *frame)
         query_new(conn, frame->number, wanted, wanted == 1 ? 1 : (uint32_t)match.count, timeout_ms);
     if (query == NULL) {
         query_refuse(conn, frame->number, IE_BUS_CODE_MEMORY, "no memory for a query");
-    } else if (match.count == 0) {
+    } else if (match.count == 0 && server->record.topic.bytes[0] == '$') {
         ie__admin_ask(server, query);
     } else {
-        query_put_all(query, &match, timeout_ms, record, size);
+        if (match.count != 0)
+            query_put_all(query, &match, timeout_ms, record, size);
+        else
+            query_put_eb1(query, ie__eb1_asked(server));
         if (query->open == 0)
             query_end(query, IE_BUS_CODE_BUSY, "whoever answers this topic is too far behind");
     }

@@ -37,6 +37,10 @@ void ie__query_watch(ie__query *query, ie__query **watch);
 /* How many serve the pattern of this entry of server->queries.topics. */
 size_t ie__query_panel_members(const ie__topic_entry *entry);
 
+/* -- a member of eb/1 was asked: its answer, a record; or it went away. The query may end -- */
+void ie__query_eb1_answered(ie__query *query, const unsigned char *record, size_t size);
+void ie__query_eb1_gone(ie__query *query);
+
 /* The connection is about to go: what it asked is forgotten, what it was asked has no answer. */
 void ie__query_leave(ie__conn *conn);
 

@@ -188,6 +188,80 @@ START_TEST(what_does_not_fit_into_eb1_is_refused)
 }
 END_TEST
 
+START_TEST(a_query_is_answered_by_a_member)
+{
+    eb1_peer       member = eb1_join(server, EB1_TCP, "sess", NULL);
+    eb1_peer       stranger = eb1_open(server, EB1_TCP);
+    const int      fd = raw_open(server);
+    unsigned char  query[64] = {0, 0, 0x4e, 0x20, 0, 0, 0, 1};
+    unsigned char  message[64];
+    ie_event       event = IE_EVENT_INIT;
+    ie__frame      frame;
+    unsigned char *end;
+    uint32_t       source;
+
+    event.topic = "sess";
+    event.data = "how many";
+    event.data_bytes = 8;
+    end = ie__record_put(query + 8, &event);
+    raw_frame(fd, IE__QUERY, 7, query, (size_t)(end - query));
+    ck_assert_uint_eq(eb1_receive(&member, message), 20);
+    ck_assert_mem_eq(message + 12, "how many", 8);
+    source = ie__get32(message + 4);
+    eb1_say(&stranger, "65621300 %08x %08x 'mine'", stranger.id, source);
+    wait_stat_of(server, eb1_dropped, 1); /* it was not asked */
+    eb1_say(&member, "65621300 %08x %08x 'three'", member.id, source);
+    frame = raw_expect(fd, IE__ANSWER);
+    ck_assert_uint_eq(frame.number, 7);
+    ck_assert_mem_eq(frame.body + frame.body_bytes - 5, "three", 5);
+    frame = raw_expect(fd, IE__QUERY_END);
+    ck_assert_uint_eq(ie__get32(frame.body), 1);
+    eb1_say(&member, "65621300 %08x %08x 'four'", member.id, source);
+    wait_stat_of(server, eb1_dropped, 2); /* too late */
+    raw_frame(fd, IE__QUERY, 8, query, (size_t)(end - query));
+    ck_assert_uint_eq(eb1_receive(&member, message), 20);
+    eb1_close(&member);
+    frame = raw_expect(fd, IE__QUERY_END);
+    ck_assert_uint_eq(frame.number, 8);
+    ck_assert_uint_eq(ie__get16(frame.body + 4), IE_BUS_CODE_SUBSCRIBER_GONE);
+    wait_stat_of(server, eb1_connections, 1);
+    raw_frame(fd, IE__QUERY, 9, query, (size_t)(end - query));
+    frame = raw_expect(fd, IE__QUERY_END);
+    ck_assert_uint_eq(ie__get16(frame.body + 4), IE_BUS_CODE_NO_SUBSCRIBERS);
+    (void)close(fd);
+    eb1_close(&stranger);
+    wait_stat_of(server, queries_now, 0);
+}
+END_TEST
+
+START_TEST(a_query_may_be_cancelled_and_its_asker_may_go)
+{
+    eb1_peer       member = eb1_join(server, EB1_TCP, "sess", NULL);
+    unsigned char  query[64] = {0, 0, 0x4e, 0x20, 0, 0, 0, 0};
+    unsigned char  message[64];
+    ie_event       event = IE_EVENT_INIT;
+    unsigned char *end;
+
+    event.topic = "sess";
+    end = ie__record_put(query + 8, &event);
+    for (uint32_t i = 0; i < 4; i++) {
+        const int fd = raw_open(server);
+
+        raw_frame(fd, IE__QUERY, i, query, (size_t)(end - query));
+        ck_assert_uint_eq(eb1_receive(&member, message), 12);
+        if (i % 2 == 0) {
+            raw_frame(fd, IE__QUERY_CANCEL, i, NULL, 0);
+            (void)raw_expect(fd, IE__QUERY_END);
+        }
+        (void)close(fd);
+        wait_stat_of(server, queries_now, 0);
+        eb1_say(&member, "65621300 %08x %08x 'late'", member.id, ie__get32(message + 4));
+        wait_stat_of(server, eb1_dropped, i + 1);
+    }
+    eb1_close(&member);
+}
+END_TEST
+
 /* ---- from eb/1 to eb/2 ---- */
 
 START_TEST(an_event_reaches_member_subscriber_and_group)
@@ -327,6 +401,8 @@ main(void)
     tcase_add_test(tc, a_key_keeps_to_one_member);
     tcase_add_test(tc, an_answer_comes_to_the_publisher_alone);
     tcase_add_test(tc, what_does_not_fit_into_eb1_is_refused);
+    tcase_add_test(tc, a_query_is_answered_by_a_member);
+    tcase_add_test(tc, a_query_may_be_cancelled_and_its_asker_may_go);
     tcase_add_test(tc, an_event_reaches_member_subscriber_and_group);
     tcase_add_test(tc, subscribers_may_come_and_go);
     tcase_add_test(tc, a_handler_that_fails_is_counted);
