@@ -129,9 +129,10 @@ static ie_status
 on_message(void *user, unsigned char *message, size_t bytes)
 {
     ie_bus_client *client = user;
-    ie_error       err = IE_ERROR_INIT;
+    ie_error       err;
     ie__frame      frame;
 
+    ie__error_begin(&err);
     if (client->stream == NULL)
         return IE_ECLOSED;
     if (ie__frame_parse(&frame, message, bytes, &err) != IE_OK)

@@ -643,7 +643,7 @@ ie__query_on_query(ie__conn *conn, const ie__frame *frame)
 {
     ie_bus_server  *server = conn->server;
     unsigned char  *record = frame->body + 8;
-    ie_error        err = IE_ERROR_INIT;
+    ie_error        err;
     const char     *reason = err.message;
     ie__topic_match match;
     ie__query      *query;
@@ -652,6 +652,7 @@ ie__query_on_query(ie__conn *conn, const ie__frame *frame)
     uint32_t        code;
     size_t          size;
 
+    ie__error_begin(&err);
     if (frame->body_bytes < 8 || ie__numbers_find(&conn->queries, frame->number) != NULL)
         return IE_EPROTO;
     server->stats.queries++;
@@ -716,10 +717,11 @@ ie_status
 ie__query_on_reply(ie__conn *conn, const ie__frame *frame)
 {
     ie__ask   *ask = (ie__ask *)(void *)ie__numbers_find(&conn->asks, frame->number);
-    ie_error   err = IE_ERROR_INIT;
+    ie_error   err;
     ie__query *query;
     ie_status  status;
 
+    ie__error_begin(&err);
     if (ask == NULL)
         return IE_OK; /* too late */
     status = answer_check(conn->server, frame, &err);

@@ -715,13 +715,14 @@ ie__route_publish(ie__conn *conn, const ie__frame *frame)
     const uint32_t  flags = ie__get32(frame->body);
     unsigned char  *record = frame->body + 4;
     const size_t    size = frame->body_bytes - 4;
-    ie_error        err = IE_ERROR_INIT;
+    ie_error        err;
     ie__topic_match match;
     ie_status       status;
     uint32_t        receivers;
     uint32_t        groups;
     uint32_t        code;
 
+    ie__error_begin(&err);
     server->stats.published++;
     if ((flags & ~IE__PUBLISH_FLAGS) != 0) {
         ie__conn_pubnack(conn, frame->number, IE_BUS_CODE_UNSUPPORTED, "unknown publish flags");

@@ -502,9 +502,10 @@ conn_on_message(void *user, unsigned char *message, size_t bytes)
 {
     ie__conn *conn = user;
     ie__frame frame;
-    ie_error  err = IE_ERROR_INIT;
+    ie_error  err;
     ie_status status;
 
+    ie__error_begin(&err);
     if (conn->state == IE__CONN_ENDED)
         return IE_ECLOSED;
     conn->partial_ms = 0;

@@ -60,7 +60,7 @@ typedef enum ie__frame_type {
 #define IE__FRAME_OPTIONAL 0x80u /* a type with this bit is skipped by who does not know it */
 
 /* Flags of PUBLISH are IE_BUS_PUBLISH_*, of SUBSCRIBE IE_BUS_SUBSCRIBE_*. */
-#define IE__PUBLISH_FLAGS   (IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER | IE_BUS_PUBLISH_PERSISTENT)
+#define IE__PUBLISH_FLAGS (IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER | IE_BUS_PUBLISH_PERSISTENT)
 #define IE__SUBSCRIBE_FLAGS                                                                        \
     (IE_BUS_SUBSCRIBE_ACK | IE_BUS_SUBSCRIBE_OWN | IE_BUS_SUBSCRIBE_EPHEMERAL)
 
@@ -116,6 +116,14 @@ enum {
     IE__E_POSITION = 12   /* i64 */
 };
 #define IE__E_TEXTS 7 /* tags 1..7 are text */
+
+/* An error without its 252 bytes of text cleared: for what happens with each frame. */
+static inline void
+ie__error_begin(ie_error *err)
+{
+    err->status = IE_OK;
+    err->message[0] = '\0';
+}
 
 /* ---- numbers, big-endian ---- */
 
