@@ -113,6 +113,45 @@ START_TEST(w01_success_means_that_it_was_handled)
 }
 END_TEST
 
+START_TEST(w01_what_nobody_was_there_for_is_kept_over_a_restart)
+{
+    const char           *listen[] = {fixed_url};
+    ie_bus_server_options options;
+    ie_bus_client        *client;
+    ie_bus_subscription   late;
+    ie_event              event = IE_EVENT_INIT;
+    ie_error              err = IE_ERROR_INIT;
+    counter               group = {0};
+
+    ie_bus_server_close(server);
+    IE_BUS_SERVER_OPTIONS_INIT(&options);
+    options.listen = listen;
+    options.listen_count = 1;
+    options.data_dir = test_path("data");
+    server = bus_start(&options);
+    client = client_dispatching(IE_BUS_DISPATCH_INLINE);
+    event.topic = "t";
+    ck_assert_msg(ie_bus_client_publish_wait(
+                      client, &event, IE_BUS_PUBLISH_PERSISTENT | IE_BUS_PUBLISH_REQUIRE_SUBSCRIBER,
+                      WAIT_MS, &err) == IE_OK,
+                  "%s", err.message);
+    ie_bus_client_close(client);
+    (void)ie_bus_server_stop(server, 0);
+    ie_bus_server_close(server);
+    server = bus_start(&options);
+    client = client_dispatching(IE_BUS_DISPATCH_INLINE);
+    IE_BUS_SUBSCRIPTION_INIT(&late);
+    late.pattern = "t";
+    late.group = "g";
+    late.start = IE_BUS_START_FIRST; /* replay, which weakness 13 misses */
+    late.handler = counter_handle;
+    late.user = &group;
+    ck_assert_int_eq(ie_bus_client_subscribe_with(client, &late, NULL, NULL), IE_OK);
+    ck_assert(wait_for(&group.handled, 1));
+    ie_bus_client_close(client);
+}
+END_TEST
+
 /* ---- 2, 3, 4: reconnecting, restoring, and subscribing before ----------------------------------
  */
 
@@ -857,6 +896,7 @@ main(void)
     tcase_set_timeout(tcase, 120);
     tcase_add_checked_fixture(tcase, set_up, tear_down);
     tcase_add_test(tcase, w01_success_means_that_it_was_handled);
+    tcase_add_test(tcase, w01_what_nobody_was_there_for_is_kept_over_a_restart);
     tcase_add_test(tcase, w02_reconnecting_works_every_time_and_only_when_needed);
     tcase_add_test(tcase, w03_subscriptions_are_restored_by_themselves);
     tcase_add_test(tcase, w04_subscribing_before_being_connected_works);

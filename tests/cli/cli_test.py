@@ -786,6 +786,55 @@ class Bus(Case):
             self.assertEqual(subscriber.process.wait(DEADLINE_S), 0)
         self.assertEqual(len(subscriber.stdout().splitlines()), 20)
 
+    def numbers(self, *words):
+        subscriber = self.start("subscribe", "a.>", "--json", *words)
+        self.assertEqual(subscriber.process.wait(DEADLINE_S), 0, subscriber.stderr())
+        got = [json.loads(line) for line in subscriber.stdout().splitlines()]
+        return [event.get("event", event)["data"] for event in got]
+
+    def test_stored_events_wait_for_their_group(self):
+        address = f"unix:{self.folder / 'bus.sock'}"
+        words = ("--listen", address, "--data", str(self.folder / "data"))
+        bus, url = self.bus(*words)
+        for number in range(1, 6):
+            said = json.loads(self.ie("publish", "a.b", str(number), "--to", url, "--persistent", "--json"))
+            self.assertEqual((said["stored"], self.err), (True, ""))
+        self.assertEqual(self.numbers("--from", url, "--group", "g", "--from-start", "--count", "3"), [1, 2, 3])
+        bus.process.kill()  # what it has stored it keeps, and where its groups stand too
+        bus.process.wait(DEADLINE_S)
+        self.bus(*words)
+        self.assertEqual(self.numbers("--from", url, "--group", "h", "--since", "1h", "--count", "5"), [1, 2, 3, 4, 5])
+        self.assertEqual(self.numbers("--from", url, "--group", "i", "--position", "4", "--count", "2"), [4, 5])
+        self.ie("publish", "a.b", "6", "--to", url, "--persistent")
+        self.assertEqual(self.numbers("--from", url, "--group", "h", "--from-start", "--count", "1"), [6])
+        rest = self.subscriber("a.>", "--json", "--from", url, "--group", "g", "--from-start")
+        rest.wait_for(lambda: '"data":6' in rest.stdout().replace(" ", ""), "the last event")
+        got = [json.loads(line)["data"] for line in rest.stdout().splitlines()]
+        self.assertEqual(got[-3:], [4, 5, 6])  # after a kill, those answered last may come twice
+        self.assertEqual(rest.end(), 0)
+
+    def test_a_rejected_stored_event_never_comes_again(self):
+        _, url = self.bus("--listen", "socket://127.0.0.1:0", "--data", str(self.folder / "data"))
+        for number in range(1, 4):
+            self.ie("publish", "a.b", str(number), "--to", url, "--persistent")
+        answers = self.folder / "answers"
+        answers.write_text("ack\nreject no such order\nnack 10ms busy\nack\n")
+        with answers.open() as stdin:
+            subscriber = self.start("subscribe", "a.>", "--from", url, "--group", "g", "--from-start", "--json",
+                                    "--ack", "manual", "--count", "4", stdin=stdin)
+            self.assertEqual(subscriber.process.wait(DEADLINE_S), 0, subscriber.stderr())
+        got = [json.loads(line) for line in subscriber.stdout().splitlines()]
+        self.assertEqual([(event["number"], event["attempt"], event["position"], event["event"]["data"])
+                          for event in got], [(1, 1, 1, 1), (2, 1, 2, 2), (3, 1, 3, 3), (4, 2, 3, 3)])
+
+    def test_a_bus_without_storage_says_so(self):
+        _, url = self.bus()
+        subscriber = self.subscriber("a.b", "--from", url, "--count", "1")
+        said = json.loads(self.ie("publish", "a.b", "1", "--to", url, "--persistent", "--json"))
+        self.assertFalse(said["stored"])
+        self.assertIn("the bus stores nothing on a.b", self.err)
+        self.assertEqual(subscriber.process.wait(DEADLINE_S), 0)
+
     def test_subscriptions_that_make_no_sense(self):
         for words, said in ((("--from-start",), "--from-start goes with --group"),
                             (("--selection", "hash"), "--selection goes with --group"),
