@@ -184,6 +184,7 @@ cli_exit cli_db_open(sqlite3 **db, const char *path);
 
 extern const cli_flag cli_bench_bus_flags[];
 extern const cli_flag cli_bus_flags[];
+extern const cli_flag cli_passwd_flags[];
 extern const cli_flag cli_relay_flags[];
 extern const cli_flag cli_publish_flags[];
 extern const cli_flag cli_subscribe_flags[];
@@ -205,6 +206,7 @@ extern const cli_flag cli_migrate_sql_flags[];
 
 cli_exit cli_bench_bus(cli *self);
 cli_exit cli_bus(cli *self);
+cli_exit cli_passwd(cli *self);
 cli_exit cli_relay(cli *self);
 cli_exit cli_publish(cli *self);
 cli_exit cli_subscribe(cli *self);

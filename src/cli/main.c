@@ -26,6 +26,12 @@ const cli_command cli_commands[] = {
      "  ie bus --config bus.conf --check-config\n"
      "  ie bus --config bus.conf --set out_bytes_max=16MiB\n",
      cli_bus},
+    {"bus passwd", "FILE USER", "give a user of a bus a password or a token", 2, 2,
+     cli_passwd_flags,
+     "  ie bus passwd /etc/ie/users ann                   # asks, or reads a line from a pipe\n"
+     "  ie bus passwd /etc/ie/users shop --token > shop.token\n"
+     "  ie bus passwd /etc/ie/users ann --delete\n",
+     cli_passwd},
     {"relay", "DB", "publish what is committed in DB: a worker in the foreground", 1, 1,
      cli_relay_flags,
      "  ie relay app.db --to socket://127.0.0.1:9100\n"

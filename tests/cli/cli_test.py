@@ -106,6 +106,49 @@ class Case(unittest.TestCase):
         return subscriber
 
 
+class Passwd(Case):
+    """Users of a bus."""
+
+    def test_passwords_come_from_standard_input_and_leave_no_trace(self):
+        users = self.folder / "users"
+        secret = "planted-secret-tram 77"
+        self.ie("bus", "passwd", str(users), "ann", stdin=(secret + "\nnot this\n").encode())
+        self.assertEqual(users.stat().st_mode & 0o777, 0o600)
+        self.assertRegex(users.read_text(), r"^ann:scrypt:16384:8:5:[0-9a-f]{32}:[0-9a-f]{64}\n$")
+        first = users.read_text()
+        self.ie("bus", "passwd", str(users), "bob", stdin=b"x")
+        self.ie("bus", "passwd", str(users), "ann", stdin=secret.encode())
+        self.assertNotIn(first, users.read_text())  # another salt
+        self.assertEqual(users.read_text().count("ann:"), 1)
+        self.ie("bus", "passwd", str(users), "ann", stdin=b"", code=1)
+        self.assertIn("no password was given", self.err)
+        self.ie("bus", "passwd", str(users), "ann", stdin=b"x" * 513, code=1)
+        self.assertIn("at most 512 bytes", self.err)
+        self.ie("bus", "passwd", str(users), "ann", secret, code=2)  # never an argument
+
+    def test_a_token_is_shown_once(self):
+        users = self.folder / "users"
+        token = self.ie("bus", "passwd", str(users), "shop", "--token")
+        self.assertRegex(token, r"^[0-9a-f]{64}\n$")
+        self.assertNotIn(token.strip(), users.read_text())
+        self.assertNotEqual(token, self.ie("bus", "passwd", str(users), "shop", "--token"))
+        self.assertEqual(users.read_text().count("shop:"), 1)
+
+    def test_users_can_go(self):
+        users = self.folder / "users"
+        self.ie("bus", "passwd", str(users), "ann", stdin=b"x")
+        self.ie("bus", "passwd", str(users), "ann", "--token")
+        self.ie("bus", "passwd", str(users), "ann", "--delete")
+        self.assertEqual(users.read_text(), "")
+        self.ie("bus", "passwd", str(users), "ann", "--delete", code=3)
+        self.assertIn("has no user 'ann'", self.err)
+        self.ie("bus", "passwd", str(users), "a:b", stdin=b"x", code=2)
+        self.ie("bus", "passwd", str(users), "ann", "--token", "--delete", code=2)
+        users.chmod(0o644)
+        self.ie("bus", "passwd", str(users), "ann", stdin=b"x", code=1)
+        self.assertIn("chmod 600", self.err)
+
+
 class Words(Case):
     """Help, suggestions, and what is refused."""
 
