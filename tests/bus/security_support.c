@@ -21,6 +21,32 @@ write_file(const char *name, const char *text, mode_t mode)
     (void)close(fd);
 }
 
+typedef struct expected {
+    ie_bus_server *server;
+    size_t         offset;
+    uint64_t       value;
+} expected;
+
+static bool
+counter_has_come(void *arg)
+{
+    const expected     *wanted = arg;
+    ie_bus_server_stats stats = {.size = sizeof stats};
+    uint64_t            value;
+
+    ie_bus_server_stats_get(wanted->server, &stats);
+    memcpy(&value, (const char *)&stats + wanted->offset, sizeof value);
+    return value == wanted->value;
+}
+
+bool
+counter_is(ie_bus_server *server, size_t offset, uint64_t value)
+{
+    expected wanted = {server, offset, value};
+
+    return poll_until(counter_has_come, &wanted, 20000);
+}
+
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static char            kept[1 << 20];
 static size_t          kept_bytes;

@@ -234,7 +234,7 @@ START_TEST(a_login_is_right_or_refused)
     ck_assert_ptr_nonnull(strstr(err.message, "user name, password or token is wrong"));
     ck_assert_int_eq(try_login(NULL, NULL, NULL, &err), IE_EREFUSED);
     ck_assert_ptr_nonnull(strstr(err.message, "this bus wants to know who you are"));
-    ck_assert_uint_eq(bus_stats(server).logins_failed, 2);
+    ck_assert(COUNTER_IS(server, logins_failed, 2));
     ck_assert(!log_has("planted-secret"));
 }
 END_TEST
@@ -381,10 +381,25 @@ END_TEST
 
 START_TEST(nothing_is_taken_before_the_login_is_through)
 {
-    const int fd = (add_quick_user("ann", PASSWORD), start_with_users(), raw_connect(server));
+    unsigned char greeting[IE__GREETING_BYTES];
+    ie_buffer     both = {NULL, 0, 0};
+    ie__builder   b;
+    int           fd;
 
-    raw_hello(fd, "ann", PASSWORD, NULL);
-    raw_publish(fd, 1, 0, "a", 1);
+    add_quick_user("ann", PASSWORD);
+    start_with_users();
+    fd = raw_connect(server);
+    ie__greeting_put(greeting, IE__SP_EB2_CLIENT);
+    raw_send(fd, greeting, sizeof greeting);
+    ie__build_begin(&b, &both, IE__HELLO, 0);
+    ie__build_text(&b, IE__F_USER, "ann");
+    ie__build_text(&b, IE__F_PASSWORD, PASSWORD);
+    ck_assert_int_eq(ie__build_end(&b), IE_OK);
+    ie__build_begin(&b, &both, IE__PING, 1);
+    ck_assert_int_eq(ie__build_end(&b), IE_OK);
+    raw_send(fd, both.data, both.size); /* in one piece: no login is as quick as that */
+    ie_buffer_fini(&both);
+    ck_assert(raw_receive(fd, greeting, sizeof greeting));
     raw_expect_reason(fd, IE__ERROR, 0, IE_BUS_CODE_BAD_FRAME);
     raw_expect_end(fd);
     (void)close(fd);
@@ -512,7 +527,7 @@ START_TEST(who_guesses_is_slowed_and_who_is_known_is_not)
     (void)login_ms("ann", PASSWORD, IE_BUS_CODE_NONE);
     raw_frame(fd, IE__PING, 1, NULL, 0);
     (void)raw_expect(fd, IE__PONG);
-    ck_assert_uint_eq(bus_stats(server).logins_failed, IE__THROTTLE_FREE + 3);
+    ck_assert(COUNTER_IS(server, logins_failed, IE__THROTTLE_FREE + 3));
     ck_assert_int_lt((ie__mono_ns() - start) / 1000000, 90000);
     (void)close(fd);
 }
