@@ -10,6 +10,7 @@
 
 #include "bus_support.h"
 #include "conformance.h"
+#include "certificates.h"
 #include "core.h"
 #include "publisher_env.h"
 
@@ -50,13 +51,21 @@ peer_serve(peer *p, const char *listen, ie_bus_server **server, ie_bus_client **
     ie_bus_server_options options;
     ie_bus_client_options client_options;
 
+    const bool is_tls = strncmp(listen, "sockets:", 8) == 0;
+
     IE_BUS_SERVER_OPTIONS_INIT(&options);
     options.listen = &listen;
     options.listen_count = 1;
+    if (is_tls) {
+        options.tls_cert_file = test_path("server.pem");
+        options.tls_key_file = test_path("server.key");
+    }
     if (ie_bus_server_start(server, &options, NULL) != IE_OK)
         return false;
     IE_BUS_CLIENT_OPTIONS_INIT(&client_options);
     client_options.url = ie_bus_server_address(*server, 0);
+    if (is_tls)
+        client_options.tls_ca_file = test_path("ca.pem");
     return ie_bus_client_open(client, &client_options, NULL) == IE_OK &&
            ie_bus_client_subscribe(*client, ">", "receiver", 0, peer_take, p, NULL, NULL) ==
                IE_OK &&
@@ -101,6 +110,22 @@ setup_socket(void)
 {
     (void)test_dir_make();
     return peer_setup("socket://127.0.0.1:0");
+}
+
+/* The URL says whom to trust: a worker has nothing else to say it with. */
+static void *
+setup_sockets(void)
+{
+    peer *p;
+
+    (void)test_dir_make();
+    certificate_make(&(certificate){.name = "ca", .is_ca = true});
+    certificate_make(&(certificate){.name = "server", .signed_by = "ca", .alt = "IP:127.0.0.1"});
+    p = peer_setup("sockets://127.0.0.1:0");
+    if (p != NULL)
+        (void)snprintf(p->url + strlen(p->url), sizeof p->url - strlen(p->url), "?ca=%s",
+                       test_path("ca.pem"));
+    return p;
 }
 
 static void *
@@ -161,6 +186,14 @@ static const ie_conformance_row ROWS[] = {
      .url_away = peer_url_away,
      .come = peer_come,
      .bad_url = "socket://127.0.0.1:1?no_such=1",
+     .bad_option = "no_such"},
+    {.name = "sockets",
+     .ops = &ie__publisher_sockets,
+     .setup = setup_sockets,
+     .url = peer_url,
+     .receive = peer_receive,
+     .teardown = peer_teardown,
+     .bad_url = "sockets://127.0.0.1:1?no_such=1",
      .bad_option = "no_such"},
     {.name = "unix",
      .ops = &ie__publisher_unix,
