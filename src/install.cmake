@@ -44,6 +44,10 @@ if(TARGET ie)
     file(RELATIVE_PATH IE_BIN_TO_LIB /prefix/${CMAKE_INSTALL_BINDIR} /prefix/${CMAKE_INSTALL_LIBDIR})
     set_target_properties(ie PROPERTIES INSTALL_RPATH "$ORIGIN/${IE_BIN_TO_LIB}")
     install(TARGETS ie)
+    set(IE_BINARY ${CMAKE_INSTALL_FULL_BINDIR}/ie)
+    configure_file(${PROJECT_SOURCE_DIR}/samples/systemd/ie-bus.service.in
+        ${PROJECT_BINARY_DIR}/ie-bus.service @ONLY)
+    install(FILES ${PROJECT_BINARY_DIR}/ie-bus.service DESTINATION ${IE_INSTALL_DATADIR}/systemd)
 endif()
 foreach(section 1 3 5 7 8)
     file(GLOB pages CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*/*.${section}
