@@ -160,6 +160,16 @@ typedef struct ie_bus_server_stats {
 IE_API ie_status ie_bus_server_start(ie_bus_server **out, const ie_bus_server_options *options,
                                      ie_error *err);
 
+/**
+ * Would a bus start with these options? Checks every setting, reads the users, rights, keys and
+ * certificates, and asks whether each address may be listened on with them. Nothing is bound, and
+ * nothing is written.
+ *
+ * @return IE_OK, or what ie_bus_server_start() would say.
+ * Threads: any. Blocks: reads the files.
+ */
+IE_API ie_status ie_bus_server_check(const ie_bus_server_options *options, ie_error *err);
+
 /** How many addresses it listens on. Threads: any. */
 IE_API size_t ie_bus_server_address_count(const ie_bus_server *server);
 
@@ -199,7 +209,8 @@ IE_API void ie_bus_server_stats_get(ie_bus_server *server, ie_bus_server_stats *
  *  Threads: owner. Blocks: as ie_bus_server_stop(). */
 IE_API void ie_bus_server_close(ie_bus_server *server);
 
-/* ---- users_file ------------------------------------------------------------------------------- */
+/* ---- users_file -------------------------------------------------------------------------------
+ */
 
 #define IE_BUS_TOKEN_SIZE 65 /* a token and its terminator */
 

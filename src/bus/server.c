@@ -62,98 +62,129 @@ listen_fail(ie_error *err, const char *url, int error)
                         uv_strerror(error));
 }
 
+/* What an address says, and whether a bus with this policy may listen there. */
 static ie_status
-listen_unix(ie__listener *listener, const ie__address *address, ie_error *err)
+listen_parse(ie__listener *listener, struct sockaddr_storage *sockaddr, const char *text,
+             const ie__policy *policy, ie_error *err)
 {
-    ie_status status = unix_make_way(address->path, err);
-    int       error;
+    static const char *const NO_OPTIONS[] = {NULL};
+    ie__address             *address = &listener->address;
+    ie__url                 *url = ie__alloc(sizeof *url);
+    const size_t             length = strlen(text);
+    const bool               is_any = length > 2 && strcmp(text + length - 2, ":0") == 0;
+    char                     plain[IE__URL_BYTES_MAX + 1];
+    ie_status                status;
+
+    if (url == NULL)
+        return ie_error_set(err, IE_ENOMEM, "no memory for an address");
+    /* Only here may a port be 0, which means any free one; a URL to connect to has none such. */
+    (void)snprintf(plain, sizeof plain, "%.*s", (int)(is_any ? length - 2 : length), text);
+    status = ie__address_parse(address, url, plain, err);
+    if (status == IE_OK && url->user != NULL)
+        status = ie_error_set(err, IE_EINVAL, "a user in an address to listen on");
+    if (status == IE_OK)
+        status = ie__url_known_options(url, NO_OPTIONS, err);
+    ie__free(url);
+    if (status != IE_OK)
+        return status;
+    if (address->port == 0 && !is_any)
+        address->port = IE__ADDRESS_PORT_DEFAULT;
+    (void)snprintf(listener->url, sizeof listener->url, "%.500s", text);
+    listener->is_unix = listener->is_local = address->is_unix;
+    if (address->is_unix)
+        return IE_OK;
+    if (strcmp(address->host, "localhost") == 0)
+        (void)snprintf(address->host, sizeof address->host, "127.0.0.1");
+    if (!ie__address_numeric(sockaddr, address->host, address->port))
+        return ie_error_set(err, IE_EINVAL, "listen on %s: give an IP address or localhost",
+                            address->host);
+    listener->is_local = ie__sockaddr_is_loopback((struct sockaddr *)sockaddr);
+    return ie__policy_allows(policy, address, listener->is_local, err);
+}
+
+static ie_status
+listen_unix(ie__listener *listener, ie_error *err)
+{
+    const ie__address *address = &listener->address;
+    ie_status          status = unix_make_way(address->path, err);
+    int                error;
 
     if (status != IE_OK)
         return status;
     (void)uv_pipe_init(&listener->server->loop, &listener->uv.pipe, 0);
-    listener->is_open = listener->is_local = true;
+    listener->is_open = true;
     error = uv_pipe_bind(&listener->uv.pipe, address->path);
     if (error == 0 && chmod(address->path, S_IRUSR | S_IWUSR) != 0) /* before anyone can connect */
         error = uv_translate_sys_error(errno);
     if (error == 0)
         error = uv_listen(&listener->uv.stream, BACKLOG, ie__accept_on_connection);
-    if (error != 0)
-        return listen_fail(err, listener->url, error);
-    ie__address_text(listener->url, address);
-    return IE_OK;
+    return error == 0 ? IE_OK : listen_fail(err, listener->url, error);
 }
 
 static ie_status
-listen_tcp(ie__listener *listener, ie__address *address, ie_error *err)
+listen_tcp(ie__listener *listener, struct sockaddr_storage *sockaddr, ie_error *err)
 {
-    struct sockaddr_storage sockaddr;
-    int                     size = sizeof sockaddr;
-    ie_status               status;
-    int                     error;
+    int size = sizeof *sockaddr;
+    int error = uv_tcp_init(&listener->server->loop, &listener->uv.tcp);
 
-    if (strcmp(address->host, "localhost") == 0)
-        (void)snprintf(address->host, sizeof address->host, "127.0.0.1");
-    if (!ie__address_numeric(&sockaddr, address->host, address->port))
-        return ie_error_set(err, IE_EINVAL, "listen on %s: give an IP address or localhost",
-                            address->host);
-    listener->is_local = ie__sockaddr_is_loopback((struct sockaddr *)&sockaddr);
-    status =
-        ie__policy_allows(ie__guard_policy(listener->server), address, listener->is_local, err);
-    if (status != IE_OK)
-        return status;
-    error = uv_tcp_init(&listener->server->loop, &listener->uv.tcp);
     if (error != 0)
         return listen_fail(err, listener->url, error);
     listener->is_open = true;
-    error = uv_tcp_bind(&listener->uv.tcp, (struct sockaddr *)&sockaddr, 0);
+    error = uv_tcp_bind(&listener->uv.tcp, (struct sockaddr *)sockaddr, 0);
     if (error == 0)
         error = uv_listen(&listener->uv.stream, BACKLOG, ie__accept_on_connection);
     if (error == 0)
-        error = uv_tcp_getsockname(&listener->uv.tcp, (struct sockaddr *)&sockaddr, &size);
+        error = uv_tcp_getsockname(&listener->uv.tcp, (struct sockaddr *)sockaddr, &size);
     if (error != 0)
         return listen_fail(err, listener->url, error);
-    address->port = ie__sockaddr_port((struct sockaddr *)&sockaddr);
-    ie__address_text(listener->url, address);
+    listener->address.port = ie__sockaddr_port((struct sockaddr *)sockaddr);
     return IE_OK;
 }
 
 static ie_status
 server_listen(ie_bus_server *server, const char *text, ie_error *err)
 {
-    static const char *const NO_OPTIONS[] = {NULL};
-    ie__listener            *listener = &server->listeners[server->listener_count];
-    ie__url                 *url = ie__alloc(sizeof *url);
-    const size_t             length = strlen(text);
-    const bool               is_any = length > 2 && strcmp(text + length - 2, ":0") == 0;
-    char                     plain[IE__URL_BYTES_MAX + 1];
-    ie__address              address;
-    ie_status                status;
+    ie__listener           *listener = &server->listeners[server->listener_count];
+    struct sockaddr_storage sockaddr;
+    ie_status status = listen_parse(listener, &sockaddr, text, ie__guard_policy(server), err);
 
-    if (url == NULL)
-        return ie_error_set(err, IE_ENOMEM, "no memory for an address");
     listener->server = server;
     listener->reserve_fd = -1;
-    /* Only here may a port be 0, which means any free one; a URL to connect to has none such. */
-    (void)snprintf(plain, sizeof plain, "%.*s", (int)(is_any ? length - 2 : length), text);
-    status = ie__address_parse(&address, url, plain, err);
-    if (status == IE_OK && url->user != NULL)
-        status = ie_error_set(err, IE_EINVAL, "a user in an address to listen on");
     if (status == IE_OK)
-        status = ie__url_known_options(url, NO_OPTIONS, err);
-    if (status == IE_OK) {
-        if (address.port == 0 && !is_any)
-            address.port = IE__ADDRESS_PORT_DEFAULT;
-        (void)snprintf(listener->url, sizeof listener->url, "%.500s", text);
-        status = address.is_unix ? listen_unix(listener, &address, err)
-                                 : listen_tcp(listener, &address, err);
-    }
+        status =
+            listener->is_unix ? listen_unix(listener, err) : listen_tcp(listener, &sockaddr, err);
+    if (status == IE_OK)
+        ie__address_text(listener->url, &listener->address);
     if (listener->is_open) { /* counted even when it failed: somebody has to close it */
         listener->uv.handle.data = listener;
-        listener->address = address;
-        listener->is_unix = address.is_unix;
         server->listener_count++;
     }
-    ie__free(url);
+    return status;
+}
+
+ie_status
+ie_bus_server_check(const ie_bus_server_options *given, ie_error *err)
+{
+    static const char *const DEFAULT[] = {IE_BUS_URL_DEFAULT};
+    ie_bus_server_options    options;
+    ie__durable_rules       *rules = NULL;
+    ie__policy              *policy = NULL;
+    struct sockaddr_storage  sockaddr;
+    ie__listener             listener;
+    ie_status                status = ie__settings_import(&options, given, err);
+
+    if (status == IE_OK && (options.listen == NULL || options.listen_count == 0)) {
+        options.listen = DEFAULT;
+        options.listen_count = 1;
+    }
+    if (status == IE_OK)
+        status = ie__policy_load(&policy, &options, err);
+    if (status == IE_OK)
+        status = ie__durable_rules_new(&rules, &options, err);
+    for (size_t i = 0; status == IE_OK && i < options.listen_count; i++)
+        status = listen_parse(&listener, &sockaddr, options.listen[i], policy, err);
+    ie__durable_rules_free(rules);
+    ie__policy_free(policy);
     return status;
 }
 

@@ -146,7 +146,10 @@ config_check(const service *bus)
 {
     const size_t variables = ie__config_count(bus->config, IE__CONFIG_ENVIRONMENT);
     const size_t flags = ie__config_count(bus->config, IE__CONFIG_FLAG);
+    ie_error     error = IE_ERROR_INIT;
 
+    if (ie_bus_server_check(ie_bus_config_options(bus->config), &error) != IE_OK)
+        return cli_fail(&error);
     if (bus->file != NULL)
         (void)printf("%s is right: %zu settings; %zu more from variables, %zu from flags\n",
                      bus->file, ie__config_count(bus->config, IE__CONFIG_FILE), variables, flags);
