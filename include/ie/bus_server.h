@@ -202,7 +202,8 @@ IE_API ie_status ie_bus_server_stop(ie_bus_server *server, uint32_t drain_ms);
 IE_API ie_status ie_bus_server_reload(ie_bus_server *server, const ie_bus_server_options *options,
                                       ie_error *err);
 
-/** Read the counters; stats->size must be set. Threads: any. Blocks: no. */
+/** Read the counters; stats->size must be set. They have at least what was counted before the last
+ *  answer that a client could read. Threads: any. Blocks: no. */
 IE_API void ie_bus_server_stats_get(ie_bus_server *server, ie_bus_server_stats *stats);
 
 /** Stop (draining options.drain_ms) if that was not done, and release. NULL is accepted.

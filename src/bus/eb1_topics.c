@@ -4,6 +4,7 @@
  */
 #include <stdio.h>
 
+#include "durable.h"
 #include "eb1.h"
 #include "query.h"
 
@@ -244,22 +245,61 @@ has_subscribers(ie_bus_server *server, ie__eb1_event *event, const char *topic)
     return event->has_subscribers;
 }
 
+/* Into the log, where durable_topics wants that. eb/1 hears of nothing: what cannot be stored is
+ * counted, as a failed publish of eb/2 is. */
+static bool
+store(ie__eb1 *from, const ie_event *event)
+{
+    ie_bus_server *server = from->conn->server;
+    const size_t   size = ie__record_size(event);
+    unsigned char *record = ie__alloc(size);
+    ie__blob      *blob = NULL;
+    const char    *why = "no memory";
+    uint32_t       code = IE_BUS_CODE_MEMORY;
+
+    if (record != NULL) {
+        (void)ie__record_put(record, event);
+        if (ie__record_parse(&server->record, record, size, server->options.data_bytes_max, NULL) ==
+            IE_OK)
+            blob = ie__durable_record(server, record, size);
+    }
+    if (blob != NULL)
+        code = ie__durable_check(from->conn, blob->size, &why);
+    if (code == IE_BUS_CODE_NONE && !ie__durable_publish(server, NULL, 0, blob, 0)) {
+        code = IE_BUS_CODE_MEMORY;
+        why = "no memory";
+    }
+    if (code != IE_BUS_CODE_NONE)
+        ie__log(&server->options.logger, IE_LOG_WARN, "bus", "%s: %s: not stored: %s",
+                from->conn->peer, event->topic, why);
+    ie__blob_unref(blob);
+    ie__free(record);
+    return code == IE_BUS_CODE_NONE;
+}
+
 bool
 ie__eb1_to_topic(ie__eb1 *from, ie__eb1_event *event, const unsigned char *message, size_t size)
 {
-    message_event made;
-    char          topic[IE_EB1_EVENT_BYTES + 1];
-    char          key[24];
+    ie_bus_server *server = from->conn->server;
+    message_event  made;
+    char           topic[IE_EB1_EVENT_BYTES + 1];
+    char           key[24];
+    bool           is_stored;
+    bool           is_heard;
 
-    if (!event_topic(topic, ie__get32(message + 8)) ||
-        !has_subscribers(from->conn->server, event, topic))
+    if (!event_topic(topic, ie__get32(message + 8)))
+        return false;
+    is_stored = ie__durable_takes(server, topic, strlen(topic), 0);
+    is_heard = has_subscribers(server, event, topic);
+    if (!is_stored && !is_heard)
         return false;
     event_make(&made, topic, message, size);
     (void)snprintf(key, sizeof key, "%llu",
                    (unsigned long long)ie__get64(message + IE__EB1_HEADER));
     if ((message[3] & IE__EB1_COMMAND) == IE_EB1_HASH)
         made.event.key = key;
-    return ie__route_inject(from->conn, &made.event, NULL);
+    is_stored = is_stored && store(from, &made.event);
+    return (is_heard && ie__route_inject(from->conn, &made.event, NULL, is_stored)) || is_stored;
 }
 
 /* Only who was asked may answer: ids are no secret. */
@@ -288,5 +328,5 @@ ie__eb1_to_alias(ie__eb1 *from, const ie__eb1 *alias, const unsigned char *messa
     event_make(&made, DIRECT_TOPIC, message, size);
     if (alias->query != NULL)
         return answer(from, alias, &made.event);
-    return ie__route_inject(from->conn, &made.event, alias->conn);
+    return ie__route_inject(from->conn, &made.event, alias->conn, false);
 }

@@ -772,9 +772,10 @@ ie__route_publish(ie__conn *conn, const ie__frame *frame)
 
 /* A target that may get it, and is no member of eb/1: those have it already. */
 static bool
-inject_takes(ie__conn *from, const ie__target *target, const ie__conn *only, size_t size)
+inject_takes(ie__conn *from, const ie__target *target, const ie__conn *only, bool is_stored,
+             size_t size)
 {
-    if (target->is_eb1 || !target_takes(target, from))
+    if (target->is_eb1 || !target_takes(target, from) || (is_stored && is_durable_group(target)))
         return false;
     if (!target->is_group)
         return only == NULL || ((const ie__sub *)(const void *)target)->conn == only;
@@ -817,7 +818,7 @@ inject_deliver(ie__conn *from, const ie__topic_match *match, ie__blob *blob, uin
 }
 
 bool
-ie__route_inject(ie__conn *from, const ie_event *event, const ie__conn *only)
+ie__route_inject(ie__conn *from, const ie_event *event, const ie__conn *only, bool is_stored)
 {
     ie_bus_server  *server = from->server;
     const size_t    size = ie__record_size(event);
@@ -840,7 +841,7 @@ ie__route_inject(ie__conn *from, const ie_event *event, const ie__conn *only)
         for (size_t i = 0; taken.entries != NULL && i < match.count; i++) {
             ie__target *target = (ie__target *)(void *)match.entries[i];
 
-            if (!inject_takes(from, target, only, size))
+            if (!inject_takes(from, target, only, is_stored, size))
                 continue;
             taken.entries[chosen++] = match.entries[i];
             groups += target->is_group;

@@ -318,6 +318,13 @@ ie__server_show(ie_bus_server *server)
     (void)pthread_mutex_unlock(&server->mutex);
 }
 
+/* Whoever has read an answer finds what it counted. */
+static void
+server_before_output(void *user)
+{
+    ie__server_show(user);
+}
+
 static void
 server_end_of_turn(void *user)
 {
@@ -492,6 +499,7 @@ ie__bus_server_make(ie_bus_server **out, const ie_bus_server_options *options, i
     server->queries.timer.data = server;
     (void)uv_timer_init(&server->loop, &server->stall_timer);
     server->async.data = server->tick.data = server->drain.data = server;
+    server->net.before_output = server_before_output;
     server->net.end_of_turn = server_end_of_turn;
     server->net.user = server;
     server->shown.size = server->stats.size = sizeof server->stats;

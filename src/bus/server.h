@@ -330,8 +330,9 @@ void ie__route_resume(ie__conn *conn);
 /* All output together is too much: the connection with the longest queue is ended. */
 void ie__route_shed_longest(ie_bus_server *server);
 /* An event from elsewhere, for the subscribers of eb/2: all that match, or those of one connection.
- * Nobody waits for their answers. False: nobody gets it. */
-bool ie__route_inject(ie__conn *from, const ie_event *event, const ie__conn *only);
+ * Durable groups have one that is stored from the log. Nobody waits for answers. False: nobody
+ * gets it. */
+bool ie__route_inject(ie__conn *from, const ie_event *event, const ie__conn *only, bool is_stored);
 
 /* ---- delivery.c ---- */
 

@@ -759,6 +759,8 @@ net_end_of_turn(ie__net *net)
     ie__stream *stream;
 
     do {
+        if (net->dirty != NULL && net->before_output != NULL)
+            net->before_output(net->user);
         while ((stream = net->dirty) != NULL)
             stream_turn(stream);
         if (net->end_of_turn != NULL)

@@ -68,7 +68,8 @@ typedef struct ie__net {
     size_t       pending_bytes; /* waiting in all streams */
     uint64_t     bytes_in;
     uint64_t     bytes_out;
-    void (*end_of_turn)(void *user); /* may be NULL; after all output was written */
+    void (*before_output)(void *user); /* may be NULL; before the turn's output is written */
+    void (*end_of_turn)(void *user);   /* may be NULL; after all output was written */
     void          *user;
     unsigned char *read_buffer;
     ie__tls_sink  *tls_sink;   /* of all connections; NULL before the first */

@@ -94,7 +94,7 @@ START_TEST(a_request_may_come_byte_by_byte_and_with_frames_behind_it)
     size_t        size;
 
     for (size_t i = 0; i < strlen(WS_REQUEST) - 1; i++)
-        raw_send(fd, WS_REQUEST + i, 1);
+        raw_send(fd, &WS_REQUEST[i], 1);
     { /* its last byte and a ping in one piece */
         static const unsigned char LAST[] = {'\n', 0x89, 0x82, 0, 0, 0, 0, 'h', 'i'};
 

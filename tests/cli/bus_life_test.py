@@ -115,6 +115,18 @@ class Config(Case):
         self.ie("bus", "--check-config", **self.env(IE_BUS_DRIAN="5s", IE_BUS_SERVICE_HOST="10.0.0.1"))
         self.assertEqual(self.err, "ie: warning: the variable IE_BUS_DRIAN is ignored; did you mean IE_BUS_DRAIN?\n")
 
+    def test_a_check_asks_what_a_start_would_ask(self):
+        for words, said, code in ((["--listen", "socket://0.0.0.0:9100"], "0.0.0.0", 1),
+                                  (["--listen", "socket://example.org:9100"], "give an IP address", 2),
+                                  (["--users", "nobody.txt"], "nobody.txt", 1),
+                                  (["--acl", "no.acl"], "no.acl", 1)):
+            with self.subTest(words=words):
+                self.ie("bus", *words, "--check-config", code=code)
+                self.assertIn(said, self.err)
+                checked = self.err
+                self.ie("bus", *words, code=code)
+                self.assertIn(checked.splitlines()[0], self.err)
+
     def test_files_that_cannot_be_read(self):
         self.ie("bus", "--config", "none.conf", "--check-config", code=1)
         self.assertEqual(self.err, "ie: none.conf: No such file or directory\n")
