@@ -15,8 +15,8 @@
 ie_bus_server      *bus_start(ie_bus_server_options *options);
 ie_bus_server      *bus_start_default(void);
 ie_bus_server_stats bus_stats(ie_bus_server *server);
-/* Wait until a counter has this value; the server shows its counters at the end of each turn, which
- * is after a peer may have read what it said. False: not within WAIT_MS. */
+/* Wait until a counter has this value; what an end of a connection changes is shown after the peer
+ * may have seen that end. False: not within WAIT_MS. */
 bool bus_stat_becomes(ie_bus_server *server, size_t offset, uint64_t value);
 #define CK_BUS_STAT(server, field, value)                                                          \
     ck_assert_msg(bus_stat_becomes((server), offsetof(ie_bus_server_stats, field), (value)),       \
