@@ -411,8 +411,9 @@ sent_tell(const cli *self, const outgoing *out, const answer *to)
         (void)printf("%s\n", out->event.id);
     }
     if (is_bus(url) && to->receivers == 0 && !to->is_stored)
-        cli_say("nobody subscribes to %s: the bus took the event, and nobody has it",
-                out->event.topic);
+        cli_say("nobody subscribes to %s: the bus took the event, and nobody has it%s",
+                out->event.topic,
+                cli_has(self, "persistent") ? "" : "; with --persistent a bus with data keeps it");
     else if (cli_has(self, "persistent") && !to->is_stored)
         cli_say("the bus stores nothing on %s: the event went to who is connected",
                 out->event.topic);

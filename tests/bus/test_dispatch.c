@@ -98,7 +98,7 @@ END_TEST
 static bool
 has_heard_pings(void *arg)
 {
-    return bus_stats(server).bytes_in >= *(const uint64_t *)arg + UINT64_C(60) * 16;
+    return bus_stats(server).bytes_in >= *(const uint64_t *)arg + UINT64_C(16) * 16;
 }
 
 START_TEST(heartbeats_go_on_while_a_handler_blocks)
@@ -112,7 +112,7 @@ START_TEST(heartbeats_go_on_while_a_handler_blocks)
 
     ie_bus_server_close(server);
     IE_BUS_SERVER_OPTIONS_INIT(&options);
-    options.ping_interval_ms = 100;
+    options.ping_interval_ms = 400; /* a busy machine is silent for a while, too */
     options.ping_missed_max = 2;
     server = bus_start(&options);
     client = client_of(IE_BUS_DISPATCH_THREAD);
@@ -285,7 +285,7 @@ START_TEST(who_does_not_read_still_says_that_it_is_there)
 
     ie_bus_server_close(server);
     IE_BUS_SERVER_OPTIONS_INIT(&options);
-    options.ping_interval_ms = 100;
+    options.ping_interval_ms = 400; /* a busy machine is silent for a while, too */
     server = bus_start(&options);
     publisher = client_of(IE_BUS_DISPATCH_INLINE);
     subscriber = client_of(IE_BUS_DISPATCH_THREAD);
