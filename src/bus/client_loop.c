@@ -12,7 +12,6 @@
 #define GATHERED_MIN 128
 
 static void client_try(ie_bus_client *client);
-static void client_connect_next(ie_bus_client *client, int last_error);
 
 /* ---- telling ---- */
 
@@ -99,8 +98,7 @@ client_end(ie_bus_client *client)
     ie__stream_close(client->stream);
     client->stream = NULL;
     client->phase = PHASE_IDLE;
-    if (client->is_resolving)
-        (void)uv_cancel((uv_req_t *)&client->resolve);
+    ie__dial_cancel(&client->dial);
     ie__client_take(client);
     ie__client_flight_fail_all(client, IE_ECLOSED, "the client was closed");
     ie__client_queries_lost(client, IE_ECLOSED, "the client was closed");
@@ -162,19 +160,6 @@ on_retry(uv_timer_t *timer)
     client_try(timer->data);
 }
 
-static uint64_t
-retry_delay(const ie_bus_client *client)
-{
-    uint64_t ceiling = client->options.reconnect_delay_ms;
-
-    for (uint32_t i = 0; i < client->attempts && ceiling < client->options.reconnect_delay_ms_max;
-         i++)
-        ceiling *= 2;
-    if (ceiling > client->options.reconnect_delay_ms_max)
-        ceiling = client->options.reconnect_delay_ms_max;
-    return ie__random_below(ceiling + 1);
-}
-
 /* With the mutex held: is there something that another connection could help? */
 static bool
 client_is_owing(const ie_bus_client *client)
@@ -190,6 +175,7 @@ client_lost(ie_bus_client *client)
     uint64_t delay;
     bool     is_closing;
 
+    ie__dial_cancel(&client->dial);
     ie__stream_close(client->stream);
     client->stream = NULL;
     client->phase = PHASE_IDLE;
@@ -210,7 +196,8 @@ client_lost(ie_bus_client *client)
         client_end(client);
         return;
     }
-    delay = retry_delay(client);
+    delay = ie__dial_retry_ms(client->options.reconnect_delay_ms,
+                              client->options.reconnect_delay_ms_max, client->attempts);
     if (client->attempts < UINT32_MAX)
         client->attempts++;
     /* First the state, then the answers: who publishes again in an answer must meet it. */
@@ -332,78 +319,35 @@ send_hello(ie_bus_client *client)
     ie__secret_fini(&buffer);
 }
 
+static ie_status
+before_connect(void *owner, ie__stream *stream)
+{
+    return ie__client_secure(owner, stream);
+}
+
 static void
-on_connected(void *owner, int error)
+on_dialled(void *owner, ie__stream *stream, ie_status status, const char *reason)
 {
     ie_bus_client *client = owner;
 
-    if (error != 0) {
-        ie__stream_close(client->stream);
-        client->stream = NULL;
-        client_connect_next(client, error);
+    if (stream == NULL) {
+        client_fail(client, status, IE_BUS_CODE_NONE, reason);
         return;
     }
+    client->stream = stream;
     client->phase = PHASE_GREETING;
     client->heard_ms = (int64_t)uv_now(&client->loop);
     ie__stream_user_timeout(client->stream, client->options.ping_interval_ms);
     send_hello(client);
 }
 
-static void
-client_connect_next(ie_bus_client *client, int last_error)
-{
-    while (client->address_next < client->address_count) {
-        const struct sockaddr *address =
-            (const struct sockaddr *)&client->addresses[client->address_next++];
-        int error;
-
-        client->stream = ie__stream_new(&client->net, client->address.is_unix, &STREAM_OPS, client);
-        if (client->stream != NULL && ie__client_secure(client, client->stream) != IE_OK) {
-            ie__stream_close(client->stream);
-            client->stream = NULL;
-        }
-        if (client->stream == NULL) {
-            client_fail(client, IE_ENOMEM, IE_BUS_CODE_NONE, "out of memory");
-            return;
-        }
-        error = ie__stream_connect(client->stream, address, client->address.path, on_connected);
-        if (error == 0)
-            return;
-        last_error = error;
-        ie__stream_close(client->stream);
-        client->stream = NULL;
-    }
-    client_fail(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, uv_strerror(last_error));
-}
-
-static void
-on_resolved(uv_getaddrinfo_t *request, int status, struct addrinfo *list)
-{
-    ie_bus_client *client = request->data;
-
-    client->is_resolving = false;
-    if (client->is_ended || client->phase != PHASE_CONNECTING) {
-        uv_freeaddrinfo(list);
-        return;
-    }
-    for (struct addrinfo *at = list; at != NULL && client->address_count < ADDRESSES_MAX;
-         at = at->ai_next)
-        if (at->ai_addrlen <= sizeof client->addresses[0])
-            memcpy(&client->addresses[client->address_count++], at->ai_addr, at->ai_addrlen);
-    uv_freeaddrinfo(list);
-    client_connect_next(client, status != 0 ? status : UV_EAI_NONAME);
-}
+static const ie__dial_ops DIAL_OPS = {&STREAM_OPS, before_connect, on_dialled};
 
 static void
 client_try(ie_bus_client *client)
 {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_family = AF_UNSPEC};
-    const int port = client->address.port != 0 ? client->address.port : IE__ADDRESS_PORT_DEFAULT;
-    char      service[16];
-    int       error;
-
-    if (client->is_resolving) { /* the last one is still out: names take their time */
-        (void)uv_timer_start(&client->timer, on_retry, 100, 0);
+    if (ie__dial_is_busy(&client->dial)) { /* the last one is still out: names take their time */
+        (void)uv_timer_start(&client->timer, on_retry, IE__DIAL_BUSY_MS, 0);
         return;
     }
     client->phase = PHASE_CONNECTING;
@@ -412,23 +356,9 @@ client_try(ie_bus_client *client)
     client->why_status = IE_OK;
     client->was_refused = false;
     client->pings = 0;
-    client->address_count = client->address_next = 0;
     client->framer.message_max = IE__HELLO_MESSAGE_MAX;
     (void)uv_timer_start(&client->timer, on_attempt_timeout, client->options.connect_timeout_ms, 0);
-    if (client->address.is_unix ||
-        ie__address_numeric(&client->addresses[0], client->address.host, port)) {
-        client->address_count = 1;
-        client_connect_next(client, 0);
-        return;
-    }
-    (void)snprintf(service, sizeof service, "%d", port);
-    client->resolve.data = client;
-    error = uv_getaddrinfo(&client->loop, &client->resolve, on_resolved, client->address.host,
-                           service, &hints);
-    if (error != 0)
-        client_fail(client, IE_EUNREACHABLE, IE_BUS_CODE_NONE, uv_strerror(error));
-    else
-        client->is_resolving = true;
+    ie__dial_begin(&client->dial, &client->net, &client->address, &DIAL_OPS, client);
 }
 
 /* ---- connected ---- */

@@ -14,12 +14,12 @@
 #include "client.h"
 #include "core.h"
 #include "deadlines.h"
+#include "dial.h"
 #include "numbers.h"
 #include "stream.h"
 #include "wire.h"
 
-#define ACK_RUNS      64 /* runs of handled deliveries gathered for one frame */
-#define ADDRESSES_MAX 8  /* of a host name, tried one after the other */
+#define ACK_RUNS 64 /* runs of handled deliveries gathered for one frame */
 
 /* One publish that is not answered. */
 typedef struct entry {
@@ -237,35 +237,31 @@ struct ie_bus_client {
     _Atomic uint64_t answered_bytes;
 
     /* -- the loop's own -- */
-    uv_loop_t               loop;
-    uv_async_t              async;
-    uv_timer_t              timer;       /* next attempt, or the attempt's end, or heartbeat */
-    uv_timer_t              close_timer; /* the end of ie_bus_client_close()'s patience */
-    uv_getaddrinfo_t        resolve;
-    bool                    is_resolving;
-    ie__net                 net;
-    ie__stream             *stream;
-    ie__framer              framer;
-    phase                   phase;
-    struct sockaddr_storage addresses[ADDRESSES_MAX];
-    size_t                  address_count;
-    size_t                  address_next;
-    uint32_t                attempts; /* failed in a row */
-    uint32_t                pings;
-    int64_t                 heard_ms;
-    batch                   spare;   /* memory for the next batch */
-    ie_buffer               backlog; /* frames of the flight that are still needed, and older */
-    size_t                  backlog_kept; /* from here on */
-    size_t                  backlog_sent; /* from here on not sent */
-    entry                  *flight; /* a ring of all unanswered publishes that the loop knows */
-    size_t                  flight_head;
-    size_t                  flight_count;
-    size_t                  flight_sent;   /* of these, written */
-    size_t                  flight_max;    /* a power of two, or 0 */
-    uint32_t                flight_first;  /* request number of the head */
-    uint32_t                in_flight_max; /* the server's limit */
-    uint32_t                capabilities;  /* the server's */
-    uint32_t                full_batches;  /* in a row: publishes come in a stream */
+    uv_loop_t     loop;
+    uv_async_t    async;
+    uv_timer_t    timer;       /* next attempt, or the attempt's end, or heartbeat */
+    uv_timer_t    close_timer; /* the end of ie_bus_client_close()'s patience */
+    ie__net       net;
+    ie__dial      dial;
+    ie__stream   *stream;
+    ie__framer    framer;
+    phase         phase;
+    uint32_t      attempts; /* failed in a row */
+    uint32_t      pings;
+    int64_t       heard_ms;
+    batch         spare;        /* memory for the next batch */
+    ie_buffer     backlog;      /* frames of the flight that are still needed, and older */
+    size_t        backlog_kept; /* from here on */
+    size_t        backlog_sent; /* from here on not sent */
+    entry        *flight;       /* a ring of all unanswered publishes that the loop knows */
+    size_t        flight_head;
+    size_t        flight_count;
+    size_t        flight_sent;    /* of these, written */
+    size_t        flight_max;     /* a power of two, or 0 */
+    uint32_t      flight_first;   /* request number of the head */
+    uint32_t      in_flight_max;  /* the server's limit */
+    uint32_t      capabilities;   /* the server's */
+    uint32_t      full_batches;   /* in a row: publishes come in a stream */
     uint32_t      server_ping_ms; /* after so long it asks whether we are there; 0: unknown */
     int64_t       spoke_ms;       /* last ping while we did not read */
     reply        *reply_spare;    /* memory for the next replies */

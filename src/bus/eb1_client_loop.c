@@ -6,7 +6,6 @@
 #define UNSENT_BYTES_MAX 65536 /* in the stream: these would be lost with the connection */
 
 static void client_try(ie_eb1_client *client);
-static void client_connect_next(ie_eb1_client *client, int last_error);
 static void client_send(ie_eb1_client *client);
 
 /* ---- telling -------------------------------------------------------------------------------- */
@@ -47,8 +46,7 @@ client_end(ie_eb1_client *client)
     ie__stream_close(client->stream);
     client->stream = NULL;
     client->phase = EB1_IDLE;
-    if (client->is_resolving)
-        (void)uv_cancel((uv_req_t *)&client->resolve);
+    ie__dial_cancel(&client->dial);
     client_state_set(client, IE_BUS_CLOSED, 0);
     ie__net_fini(&client->net);
     uv_close((uv_handle_t *)&client->timer, NULL);
@@ -118,25 +116,13 @@ on_retry(uv_timer_t *timer)
     client_try(timer->data);
 }
 
-static uint64_t
-retry_delay(const ie_eb1_client *client)
-{
-    uint64_t ceiling = client->options.reconnect_delay_ms;
-
-    for (uint32_t i = 0; i < client->attempts && ceiling < client->options.reconnect_delay_ms_max;
-         i++)
-        ceiling *= 2;
-    if (ceiling > client->options.reconnect_delay_ms_max)
-        ceiling = client->options.reconnect_delay_ms_max;
-    return ie__random_below(ceiling + 1);
-}
-
 /* This connection, or attempt, is over: tell, and come again after a random while. */
 static void
 client_lost(ie_eb1_client *client)
 {
     uint64_t delay;
 
+    ie__dial_cancel(&client->dial);
     ie__stream_close(client->stream);
     client->stream = NULL;
     client->phase = EB1_IDLE;
@@ -146,7 +132,8 @@ client_lost(ie_eb1_client *client)
     client->http = NULL;
     if (client->is_ended)
         return;
-    delay = retry_delay(client);
+    delay = ie__dial_retry_ms(client->options.reconnect_delay_ms,
+                              client->options.reconnect_delay_ms_max, client->attempts);
     if (client->attempts < UINT32_MAX)
         client->attempts++;
     client_state_set(client,
@@ -468,97 +455,38 @@ say_hello(ie_eb1_client *client)
 }
 
 static void
-on_connected(void *owner, int error)
+on_dialled(void *owner, ie__stream *stream, ie_status status, const char *reason)
 {
     ie_eb1_client *client = owner;
 
-    if (error != 0) {
-        ie__stream_close(client->stream);
-        client->stream = NULL;
-        client_connect_next(client, error);
+    if (stream == NULL) {
+        client_fail(client, status, reason);
         return;
     }
+    client->stream = stream;
     client->heard_ms = (int64_t)uv_now(&client->loop);
     ie__stream_user_timeout(client->stream, 2 * client->options.heartbeat_ms);
     say_hello(client);
 }
 
-static void
-client_connect_next(ie_eb1_client *client, int last_error)
-{
-    while (client->address_next < client->address_count) {
-        const struct sockaddr *address =
-            (const struct sockaddr *)&client->addresses[client->address_next++];
-        int error;
-
-        client->stream = ie__stream_new(&client->net, client->address.is_unix, &STREAM_OPS, client);
-        if (client->stream == NULL) {
-            client_fail(client, IE_ENOMEM, "out of memory");
-            return;
-        }
-        error = ie__stream_connect(client->stream, address, client->address.path, on_connected);
-        if (error == 0)
-            return;
-        last_error = error;
-        ie__stream_close(client->stream);
-        client->stream = NULL;
-    }
-    client_fail(client, IE_EUNREACHABLE, uv_strerror(last_error));
-}
-
-static void
-on_resolved(uv_getaddrinfo_t *request, int status, struct addrinfo *list)
-{
-    ie_eb1_client *client = request->data;
-
-    client->is_resolving = false;
-    if (client->is_ended || client->phase != EB1_CONNECTING) {
-        uv_freeaddrinfo(list);
-        return;
-    }
-    for (struct addrinfo *at = list; at != NULL && client->address_count < EB1_ADDRESSES_MAX;
-         at = at->ai_next)
-        if (at->ai_addrlen <= sizeof client->addresses[0])
-            memcpy(&client->addresses[client->address_count++], at->ai_addr, at->ai_addrlen);
-    uv_freeaddrinfo(list);
-    client_connect_next(client, status != 0 ? status : UV_EAI_NONAME);
-}
+static const ie__dial_ops DIAL_OPS = {&STREAM_OPS, NULL, on_dialled};
 
 static void
 client_try(ie_eb1_client *client)
 {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_family = AF_UNSPEC};
-    const int port = client->address.port != 0 ? client->address.port : IE__ADDRESS_PORT_DEFAULT;
-    char      service[16];
-    int       error;
-
-    if (client->is_resolving) { /* the last one is still out: names take their time */
-        (void)uv_timer_start(&client->timer, on_retry, 100, 0);
+    if (ie__dial_is_busy(&client->dial)) { /* the last one is still out: names take their time */
+        (void)uv_timer_start(&client->timer, on_retry, IE__DIAL_BUSY_MS, 0);
         return;
     }
     client->phase = EB1_CONNECTING;
     client->why[0] = '\0';
     client->why_status = IE_OK;
-    client->address_count = client->address_next = 0;
     client->framer.is_eb1 = true;
     client->framer.lead = client->kind == EB1_KIND_IPC ? 1 : 0;
     client->framer.message_max = IE_EB1_MESSAGE_BYTES_MAX;
     memset(&client->ws, 0, sizeof client->ws);
     (void)uv_timer_start(&client->timer, on_attempt_timeout, client->options.connect_timeout_ms, 0);
-    if (client->address.is_unix ||
-        ie__address_numeric(&client->addresses[0], client->address.host, port)) {
-        client->address_count = 1;
-        client_connect_next(client, 0);
-        return;
-    }
-    (void)snprintf(service, sizeof service, "%d", port);
-    client->resolve.data = client;
-    error = uv_getaddrinfo(&client->loop, &client->resolve, on_resolved, client->address.host,
-                           service, &hints);
-    if (error != 0)
-        client_fail(client, IE_EUNREACHABLE, uv_strerror(error));
-    else
-        client->is_resolving = true;
+    ie__dial_begin(&client->dial, &client->net, &client->address, &DIAL_OPS, client);
 }
 
 /* ---- the loop ------------------------------------------------------------------------------- */

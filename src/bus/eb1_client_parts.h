@@ -9,12 +9,12 @@
 
 #include "address.h"
 #include "core.h"
+#include "dial.h"
 #include "eb1_wire.h"
 #include "stream.h"
 #include "websocket.h"
 
-#define EB1_ADDRESSES_MAX 8 /* of a host name, tried one after the other */
-#define EB1_RECORD_HEAD   4 /* in the queue: u32 size, then the message */
+#define EB1_RECORD_HEAD 4 /* in the queue: u32 size, then the message */
 
 typedef enum eb1_kind { EB1_KIND_TCP, EB1_KIND_IPC, EB1_KIND_WS } eb1_kind;
 
@@ -49,33 +49,29 @@ struct ie_eb1_client {
     bool            is_closing;
 
     /* -- the loop's own -- */
-    uv_loop_t               loop;
-    uv_async_t              async;
-    uv_timer_t              timer; /* next attempt, or the attempt's end, or heartbeat */
-    uv_timer_t              close_timer;
-    uv_getaddrinfo_t        resolve;
-    bool                    is_resolving;
-    ie__net                 net;
-    ie__stream             *stream;
-    ie__framer              framer;
-    ie__ws                  ws;
-    unsigned char          *http; /* the answer, as far as it came */
-    size_t                  http_bytes;
-    char                    key[IE__WS_KEY_SIZE];
-    eb1_phase               phase;
-    struct sockaddr_storage addresses[EB1_ADDRESSES_MAX];
-    size_t                  address_count;
-    size_t                  address_next;
-    uint32_t                attempts; /* failed in a row */
-    uint32_t                local;    /* what we call ourselves in control frames */
-    uint32_t                own_id;
-    int64_t                 heard_ms;
-    ie_buffer               backlog; /* records; from backlog_sent on not written */
-    size_t                  backlog_sent;
-    bool                    is_leaving; /* all is written; the stream is being closed gently */
-    bool                    is_ended;
-    char                    why[200]; /* this connection ended because; the first reason */
-    ie_status               why_status;
+    uv_loop_t      loop;
+    uv_async_t     async;
+    uv_timer_t     timer; /* next attempt, or the attempt's end, or heartbeat */
+    uv_timer_t     close_timer;
+    ie__net        net;
+    ie__dial       dial;
+    ie__stream    *stream;
+    ie__framer     framer;
+    ie__ws         ws;
+    unsigned char *http; /* the answer, as far as it came */
+    size_t         http_bytes;
+    char           key[IE__WS_KEY_SIZE];
+    eb1_phase      phase;
+    uint32_t       attempts; /* failed in a row */
+    uint32_t       local;    /* what we call ourselves in control frames */
+    uint32_t       own_id;
+    int64_t        heard_ms;
+    ie_buffer      backlog; /* records; from backlog_sent on not written */
+    size_t         backlog_sent;
+    bool           is_leaving; /* all is written; the stream is being closed gently */
+    bool           is_ended;
+    char           why[200]; /* this connection ended because; the first reason */
+    ie_status      why_status;
 };
 
 /* On the client's thread. */

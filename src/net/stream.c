@@ -669,15 +669,16 @@ stream_on_connected(uv_connect_t *request, int status)
         return;
     if (status == 0)
         stream_opened(stream);
-    stream->connected(stream->owner, status);
+    stream->connected(stream->connected_user, status);
 }
 
 int
 ie__stream_connect(ie__stream *stream, const struct sockaddr *address, const char *path,
-                   ie__connect_fn done)
+                   ie__connect_fn done, void *user)
 {
     stream->connect.data = stream;
     stream->connected = done;
+    stream->connected_user = user;
     if (!stream->is_unix)
         return uv_tcp_connect(&stream->connect, &stream->uv.tcp, address, stream_on_connected);
     uv_pipe_connect(&stream->connect, &stream->uv.pipe, path, stream_on_connected);

@@ -98,9 +98,9 @@ bool ie__stream_tls_give_up(ie__stream *stream);
 /* Take a connection from a listener; the stream reads from now on. 0 or a libuv error. */
 int ie__stream_accept(ie__stream *stream, uv_stream_t *listener);
 /* Connect; done() is called once unless the stream is closed before. */
-typedef void (*ie__connect_fn)(void *owner, int uv_error);
+typedef void (*ie__connect_fn)(void *user, int uv_error);
 int ie__stream_connect(ie__stream *stream, const struct sockaddr *address, const char *path,
-                       ie__connect_fn done);
+                       ie__connect_fn done, void *user);
 
 /* IE_ENOMEM: the stream has failed, gone() will follow. One that has failed takes and forgets
  * everything. */

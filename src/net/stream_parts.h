@@ -31,6 +31,7 @@ struct ie__stream {
     const ie__stream_ops *ops;
     void                 *owner; /* NULL once the owner closed */
     ie__connect_fn        connected;
+    void                 *connected_user;
     ie__chunk            *head;
     ie__chunk            *tail;
     size_t                pending;
