@@ -6,13 +6,10 @@
  * long the header claims to be and whom it is for. In the end all are gone, and nothing of theirs
  * may be left.
  */
-#include "fuzz.h"
+#include "fuzz_bus.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "eb1.h"
@@ -28,68 +25,19 @@ static const char REQUEST[] =
     "Sec-WebSocket-Protocol: ebus.sp.nanomsg.org\r\n\r\n";
 
 static ie_bus_server *server;
-static char           path[64];
 static int            fds[PEERS];
 static uint32_t       ids[PEERS];
-
-static void
-remove_path(void)
-{
-    (void)unlink(path);
-}
 
 static void
 server_set_up(void)
 {
     ie_bus_server_options options;
-    char                  url[80];
-    const char           *listen = url;
 
-    ie__net_thread_enter("fuzz");
-    (void)snprintf(path, sizeof path, "/tmp/ie-fuzz-eb1-%ld.sock", (long)getpid());
-    (void)snprintf(url, sizeof url, "unix:%s", path);
     IE_BUS_SERVER_OPTIONS_INIT(&options);
-    options.listen = &listen;
-    options.listen_count = 1;
     options.subscriptions_per_client_max = 8;
     options.group_events_max = 8;
     options.out_bytes_max = 65536;
-    CLAIM(ie__bus_server_make(&server, &options, NULL) == IE_OK);
-    (void)atexit(remove_path);
-}
-
-static void
-server_turn(void)
-{
-    for (int i = 0; i < 3; i++)
-        (void)uv_run(&server->loop, UV_RUN_NOWAIT);
-}
-
-static void
-say(int fd, const void *bytes, size_t size)
-{
-    (void)send(fd, bytes, size, MSG_NOSIGNAL);
-}
-
-static int
-peer_connect(void)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    const int          fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    CLAIM(fd >= 0);
-    memcpy(address.sun_path, path, sizeof path);
-    CLAIM(connect(fd, (struct sockaddr *)&address, sizeof address) == 0);
-    return fd;
-}
-
-static void
-peer_drain(int fd)
-{
-    static char bytes[65536];
-
-    while (recv(fd, bytes, sizeof bytes, 0) > 0) {
-    }
+    server = fuzz_bus_make("eb1", &options);
 }
 
 /* Hello to everyone; the ids are the last four bytes that came. */
@@ -105,17 +53,17 @@ peers_open(void)
     unsigned char              got[1024];
 
     for (size_t i = 0; i < PEERS; i++) {
-        fds[i] = peer_connect();
+        fds[i] = fuzz_peer_connect();
         if (i == PEER_WEB) {
-            say(fds[i], REQUEST, sizeof REQUEST - 1);
+            fuzz_peer_send(fds[i], REQUEST, sizeof REQUEST - 1);
         } else {
             ie__greeting_put(greeting, i == PEER_EB2 ? IE__SP_EB2_CLIENT : IE__SP_EB1_CLIENT);
-            say(fds[i], greeting, sizeof greeting);
-            say(fds[i], i == PEER_EB2 ? EB2 : JOIN,
-                i == PEER_EB2 ? sizeof EB2 - 1 : sizeof JOIN - 1);
+            fuzz_peer_send(fds[i], greeting, sizeof greeting);
+            fuzz_peer_send(fds[i], i == PEER_EB2 ? EB2 : JOIN,
+                           i == PEER_EB2 ? sizeof EB2 - 1 : sizeof JOIN - 1);
         }
     }
-    server_turn();
+    fuzz_bus_turn();
     for (size_t i = 0; i < PEERS; i++) {
         const ssize_t size = recv(fds[i], got, sizeof got, 0);
 
@@ -144,20 +92,21 @@ say_message(size_t peer, unsigned signalling, unsigned how, const uint8_t *data,
     if (peer == PEER_WEB) {
         static const unsigned char MASK[4];
 
-        say(fds[peer], prefix, ie__ws_frame_head(prefix, IE__WS_BINARY, head + size, MASK));
+        fuzz_peer_send(fds[peer], prefix,
+                       ie__ws_frame_head(prefix, IE__WS_BINARY, head + size, MASK));
     } else if (peer == PEER_EB2) {
         unsigned char frame[IE__PREFIX_BYTES];
 
         ie__frame_prefix(frame, (ie__frame_type)signalling, how, size);
-        say(fds[peer], frame, sizeof frame);
-        say(fds[peer], data, size);
+        fuzz_peer_send(fds[peer], frame, sizeof frame);
+        fuzz_peer_send(fds[peer], data, size);
         return;
     } else {
         prefix[0] = 1;
         ie__put64(prefix + 1, head + size);
-        say(fds[peer], prefix, 1 + IE__LENGTH_BYTES);
+        fuzz_peer_send(fds[peer], prefix, 1 + IE__LENGTH_BYTES);
     }
-    say(fds[peer], message, head + size);
+    fuzz_peer_send(fds[peer], message, head + size);
 }
 
 int
@@ -178,22 +127,18 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         size -= 4;
         piece = piece < size ? piece : size;
         if (is_raw)
-            say(fds[peer], data, piece);
+            fuzz_peer_send(fds[peer], data, piece);
         else
             say_message(peer, signalling, how, data, piece);
         data += piece;
         size -= piece;
-        server_turn();
+        fuzz_bus_turn();
         if (is_read)
-            peer_drain(fds[peer]);
+            fuzz_peer_drain(fds[peer]);
     }
     for (size_t i = 0; i < PEERS; i++)
         (void)close(fds[i]);
-    for (int i = 0; i < 100 && server->conns != NULL; i++)
-        server_turn();
-    CLAIM(server->conns == NULL && server->conn_count == 0 && server->unauthenticated == 0);
-    CLAIM(server->sub_count == 0 && server->group_count == 0 && server->doomed == NULL);
-    CLAIM(server->held_count == 0 && server->held_bytes == 0);
+    fuzz_bus_claim_empty();
     CLAIM(server->eb1->sessions == NULL && server->eb1->id_count == 0);
     CLAIM(server->eb1->event_count == 0 && server->stats.eb1_connections == 0);
     return 0;

@@ -9,17 +9,13 @@
  * what came) and a length, then for a frame its type and number. In the end both are gone, and
  * nothing of theirs may be left.
  */
-#include "fuzz.h"
+#include "fuzz_bus.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <sys/socket.h>
-#include <sys/un.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "core.h"
-#include "server.h"
 #include "wire.h"
 
 /* ---- the codec ------------------------------------------------------------------------------ */
@@ -139,66 +135,31 @@ fuzz_codec(const uint8_t *data, size_t size)
 /* ---- sessions ------------------------------------------------------------------------------- */
 
 static ie_bus_server *server;
-static char           path[64];
-
-static void
-remove_path(void)
-{
-    (void)unlink(path);
-}
 
 static void
 server_set_up(void)
 {
     ie_bus_server_options options;
-    char                  url[80];
-    const char           *listen = url;
 
-    ie__net_thread_enter("fuzz");
-    (void)snprintf(path, sizeof path, "/tmp/ie-fuzz-frame-%ld.sock", (long)getpid());
-    (void)snprintf(url, sizeof url, "unix:%s", path);
     IE_BUS_SERVER_OPTIONS_INIT(&options);
-    options.listen = &listen;
-    options.listen_count = 1;
     options.data_bytes_max = 2048;
     options.subscriptions_per_client_max = 8;
     options.group_events_max = 8;
     options.publishes_in_flight_max = 16;
     options.out_bytes_max = 65536;
-    CLAIM(ie__bus_server_make(&server, &options, NULL) == IE_OK);
-    (void)atexit(remove_path);
-}
-
-static void
-server_turn(void)
-{
-    for (int i = 0; i < 3; i++)
-        (void)uv_run(&server->loop, UV_RUN_NOWAIT);
+    server = fuzz_bus_make("frame", &options);
 }
 
 static int
 peer_connect(void)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    unsigned char      hello[IE__GREETING_BYTES + IE__PREFIX_BYTES];
-    const int          fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    unsigned char hello[IE__GREETING_BYTES + IE__PREFIX_BYTES];
+    const int     fd = fuzz_peer_connect();
 
-    CLAIM(fd >= 0);
-    memcpy(address.sun_path, path, sizeof path);
-    CLAIM(connect(fd, (struct sockaddr *)&address, sizeof address) == 0);
     ie__greeting_put(hello, IE__SP_EB2_CLIENT);
     ie__frame_prefix(hello + IE__GREETING_BYTES, IE__HELLO, 0, 0);
-    (void)send(fd, hello, sizeof hello, MSG_NOSIGNAL);
+    fuzz_peer_send(fd, hello, sizeof hello);
     return fd;
-}
-
-static void
-peer_drain(int fd)
-{
-    static char bytes[65536];
-
-    while (recv(fd, bytes, sizeof bytes, 0) > 0) {
-    }
 }
 
 static void
@@ -210,7 +171,7 @@ fuzz_session(const uint8_t *data, size_t size)
         server_set_up();
     fds[0] = peer_connect();
     fds[1] = peer_connect();
-    server_turn();
+    fuzz_bus_turn();
     while (size >= 4) {
         const int     fd = fds[data[0] & 1];
         const bool    is_raw = (data[0] & 2) != 0;
@@ -221,26 +182,21 @@ fuzz_session(const uint8_t *data, size_t size)
         if (!is_raw) {
             ie__frame_prefix(prefix, (ie__frame_type)data[2], data[3],
                              body < size - 4 ? body : size - 4);
-            (void)send(fd, prefix, sizeof prefix, MSG_NOSIGNAL);
+            fuzz_peer_send(fd, prefix, sizeof prefix);
         }
         data += 4;
         size -= 4;
         body = body < size ? body : size;
-        (void)send(fd, data, body, MSG_NOSIGNAL);
+        fuzz_peer_send(fd, data, body);
         data += body;
         size -= body;
         if (is_read)
-            peer_drain(fd);
-        server_turn();
+            fuzz_peer_drain(fd);
+        fuzz_bus_turn();
     }
     (void)close(fds[0]);
     (void)close(fds[1]);
-    for (int i = 0; i < 100 && server->conns != NULL; i++)
-        server_turn();
-    CLAIM(server->conns == NULL && server->conn_count == 0 && server->unauthenticated == 0);
-    CLAIM(server->sub_count == 0 && server->group_count == 0);
-    CLAIM(server->held_count == 0 && server->held_bytes == 0);
-    CLAIM(server->doomed == NULL);
+    fuzz_bus_claim_empty();
 }
 
 int

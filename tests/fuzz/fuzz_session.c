@@ -7,22 +7,17 @@
  * After each step every group is counted through; in the end all peers are gone, and nothing of
  * theirs may be left.
  */
-#include "fuzz.h"
+#include "fuzz_bus.h"
 
-#include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "core.h"
-#include "server.h"
 #include "wire.h"
 
 #define PEERS 4
 
 static ie_bus_server *server;
-static char           path[64];
 
 typedef struct input {
     const uint8_t *at;
@@ -38,24 +33,11 @@ next(input *in)
 /* ---- the server ----------------------------------------------------------------------------- */
 
 static void
-remove_path(void)
-{
-    (void)unlink(path);
-}
-
-static void
 server_set_up(void)
 {
     ie_bus_server_options options;
-    char                  url[80];
-    const char           *listen = url;
 
-    ie__net_thread_enter("fuzz");
-    (void)snprintf(path, sizeof path, "/tmp/ie-fuzz-session-%ld.sock", (long)getpid());
-    (void)snprintf(url, sizeof url, "unix:%s", path);
     IE_BUS_SERVER_OPTIONS_INIT(&options);
-    options.listen = &listen;
-    options.listen_count = 1;
     options.data_bytes_max = 2048;
     options.subscriptions_per_client_max = 6;
     options.group_events_max = 16;
@@ -63,15 +45,7 @@ server_set_up(void)
     options.unauthenticated_max = 2;
     options.credit_max = 8;
     options.out_bytes_max = 65536;
-    CLAIM(ie__bus_server_make(&server, &options, NULL) == IE_OK);
-    (void)atexit(remove_path);
-}
-
-static void
-turn(void)
-{
-    for (int i = 0; i < 3; i++)
-        (void)uv_run(&server->loop, UV_RUN_NOWAIT);
+    server = fuzz_bus_make("session", &options);
 }
 
 /* ---- what must always hold ------------------------------------------------------------------ */
@@ -151,24 +125,6 @@ check_server(void)
 
 /* ---- the peers ------------------------------------------------------------------------------ */
 
-static int
-peer_connect(void)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    const int          fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    CLAIM(fd >= 0);
-    memcpy(address.sun_path, path, sizeof path);
-    CLAIM(connect(fd, (struct sockaddr *)&address, sizeof address) == 0);
-    return fd;
-}
-
-static void
-peer_send(int fd, const void *bytes, size_t size)
-{
-    (void)send(fd, bytes, size, MSG_NOSIGNAL);
-}
-
 static void
 peer_frame(int fd, ie__frame_type type, uint32_t number, const void *body, size_t size)
 {
@@ -178,7 +134,7 @@ peer_frame(int fd, ie__frame_type type, uint32_t number, const void *body, size_
     ie__frame_prefix(frame, type, number, size);
     if (size != 0)
         memcpy(frame + IE__PREFIX_BYTES, body, size);
-    peer_send(fd, frame, IE__PREFIX_BYTES + size);
+    fuzz_peer_send(fd, frame, IE__PREFIX_BYTES + size);
 }
 
 static void
@@ -189,17 +145,8 @@ peer_hello(int fd, input *in)
 
     name[3] = (unsigned char)('a' + next(in) % 3);
     ie__greeting_put(greeting, IE__SP_EB2_CLIENT);
-    peer_send(fd, greeting, sizeof greeting);
+    fuzz_peer_send(fd, greeting, sizeof greeting);
     peer_frame(fd, IE__HELLO, 0, name, sizeof name);
-}
-
-static void
-peer_drain(int fd)
-{
-    static char bytes[65536];
-
-    while (recv(fd, bytes, sizeof bytes, 0) > 0)
-        continue;
 }
 
 static void
@@ -221,7 +168,7 @@ peer_subscribe(int fd, input *in)
     ie__build_u32(&b, IE__F_FLAGS, what >> 4 & 7);
     ie__build_u32(&b, IE__F_CREDIT, next(in) % 5);
     CLAIM(ie__build_end(&b) == IE_OK);
-    peer_send(fd, buffer.data, buffer.size);
+    fuzz_peer_send(fd, buffer.data, buffer.size);
     ie_buffer_fini(&buffer);
 }
 
@@ -294,7 +241,7 @@ peer_raw(int fd, input *in)
     size_t       size = next(in) % 64;
 
     size = size < left ? size : left > 0 ? left - 1 : 0;
-    peer_send(fd, in->at, size);
+    fuzz_peer_send(fd, in->at, size);
     in->at += size;
 }
 
@@ -311,10 +258,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         int          *fd = &fds[what & 3];
 
         if (*fd < 0) {
-            *fd = peer_connect();
+            *fd = fuzz_peer_connect();
             if ((what & 0xe0) != 0xe0) /* else it says nothing yet */
                 peer_hello(*fd, &in);
-            turn();
+            fuzz_bus_turn();
         }
         switch (what >> 2 & 7) {
         case 0: peer_subscribe(*fd, &in); break;
@@ -330,20 +277,19 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             break;
         }
         if ((what & 0x20) != 0) {
-            turn();
+            fuzz_bus_turn();
             check_server();
         }
         if ((what & 0x40) != 0 && *fd >= 0)
-            peer_drain(*fd);
+            fuzz_peer_drain(*fd);
     }
     for (int i = 0; i < PEERS; i++)
         if (fds[i] >= 0)
             (void)close(fds[i]);
     for (int i = 0; i < 1000 && (server->conns != NULL || server->net.linger_count != 0); i++)
-        turn();
-    CLAIM(server->conns == NULL && server->conn_count == 0 && server->unauthenticated == 0);
-    CLAIM(server->sub_count == 0 && server->group_count == 0 && server->doomed == NULL);
-    CLAIM(server->held_count == 0 && server->held_bytes == 0 && server->in_bytes == 0);
+        fuzz_bus_turn();
+    fuzz_bus_claim_empty();
+    CLAIM(server->in_bytes == 0);
     CLAIM(server->net.pending_bytes == 0);
     return 0;
 }
