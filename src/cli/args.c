@@ -113,6 +113,33 @@ parse_letters(cli *self, const flag_list *list, const char *letters)
     return CLI_OK;
 }
 
+static const char *
+command_name_at(const void *of, size_t index)
+{
+    (void)of;
+    return cli_commands[index].name;
+}
+
+const char *
+cli_suggest_command(const char *typed)
+{
+    return ie__suggest(typed, command_name_at, NULL, cli_command_count);
+}
+
+/* One word too many; perhaps the second word of a command that begins like this one. */
+static cli_exit
+unexpected(const cli *self, const char *word)
+{
+    char        meant[64];
+    const char *nearest;
+
+    (void)snprintf(meant, sizeof meant, "%s %.40s", self->command->name, word);
+    nearest = cli_suggest_command(meant);
+    if (nearest != NULL && strchr(nearest, ' ') != NULL)
+        return cli_usage(self, "unexpected word '%.60s'; did you mean 'ie %s'?", word, nearest);
+    return cli_usage(self, "unexpected word '%.60s'", word);
+}
+
 cli_exit
 cli_parse(cli *self, int argc, char **argv)
 {
@@ -130,7 +157,7 @@ cli_parse(cli *self, int argc, char **argv)
         else if (!only_operands && argv[i][0] == '-' && argv[i][1] != '\0')
             code = parse_letters(self, &list, argv[i] + 1);
         else if (self->operand_count == self->command->operands_max)
-            code = cli_usage(self, "unexpected word '%.60s'", argv[i]);
+            code = unexpected(self, argv[i]);
         else
             self->operands[self->operand_count++] = argv[i];
         if (code != CLI_OK)

@@ -71,8 +71,10 @@ const char *cli_text_at(const cli *self, const char *flag, size_t index);
 bool cli_duration(const cli *self, const char *flag, int64_t fallback_ms, int64_t *ms);
 bool cli_number(const cli *self, const char *flag, int64_t fallback, int64_t min, int64_t max,
                 int64_t *number);
-void cli_help(const cli_command *command);
-void cli_help_all(void);
+/* The command that was probably meant, or NULL. */
+const char *cli_suggest_command(const char *typed);
+void        cli_help(const cli_command *command);
+void        cli_help_all(void);
 /* Commands that start with this word ("outbox"); false when there are none. */
 bool cli_help_group(const char *word);
 

@@ -28,6 +28,5 @@ cli_db_open(sqlite3 **db, const char *path)
     }
     if (ie__database_open(db, path, BUSY_MS_MAX, &error) == IE_OK)
         return CLI_OK;
-    cli_say("cannot open database %s: %s", path, error.message);
-    return CLI_FAILED;
+    return cli_fail(&error);
 }

@@ -167,13 +167,6 @@ find(int argc, char **argv, int *words)
     return NULL;
 }
 
-static const char *
-command_name_at(const void *of, size_t index)
-{
-    (void)of;
-    return cli_commands[index].name;
-}
-
 static bool
 is_group(const char *word)
 {
@@ -195,7 +188,7 @@ unknown(int argc, char **argv)
         (void)snprintf(typed, sizeof typed, "%.60s %.60s", argv[0], argv[1]);
     else
         (void)snprintf(typed, sizeof typed, "%.60s", argv[0]);
-    meant = ie__suggest(typed, command_name_at, NULL, cli_command_count);
+    meant = cli_suggest_command(typed);
     if (is_group(typed))
         cli_say("'%s' needs a command; see 'ie %s --help'", typed, typed);
     else if (meant != NULL)

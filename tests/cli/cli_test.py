@@ -281,6 +281,7 @@ class Migrate(Case):
                       ["why", "x", "--db", "app.db"]):
             self.ie(*words, code=1)
             self.assertIn("not a database", self.err)
+            self.assertEqual(self.err.count("app.db"), 1, self.err)
         self.ie("outbox", "ls", self.folder, code=1)
         self.assertIn("it is a directory", self.err)
 
