@@ -546,6 +546,7 @@ read_more(ie__durable_group *g)
     job = ie__read_job_new(room, read_done, g);
     if (job == NULL)
         return; /* asked again with the next answer, or by the timer */
+    job->group = g->row.id;
     job->after = g->read_to;
     job->bytes_max = READ_BYTES;
     job->generation = g->generation;

@@ -529,18 +529,27 @@ row_complain(const ie__storage *storage, const ie__row *row)
             (long long)row->event.position, row->trouble);
 }
 
-/* Look at one batch of events behind job->after. */
-static ie_status
-read_window(ie__storage *storage, ie__read_job *job, ie_error *err)
+/* The group's first noted position from this one on; INT64_MAX: none. The statement goes on from
+ * where it stands. */
+static int64_t
+noted_from(ie__storage *storage, int64_t noted, int64_t position)
 {
-    size_t    bytes = 0;
-    ie_status status;
+    while (noted < position)
+        noted = sqlite3_step(storage->noted) == SQLITE_ROW ? sqlite3_column_int64(storage->noted, 0)
+                                                           : INT64_MAX;
+    return noted;
+}
 
-    ie__batch_clear(storage->batch);
-    status = ie__reader_after(storage->reader, storage->batch, job->after, INT64_MAX, BATCH_ROWS,
-                              job->bytes_max, err);
-    if (status != IE_OK)
-        return status;
+/*
+ * What the batch has for the job. A crash may leave the cursor behind events that were noted
+ * already: those come when they are due, and to take them for new ones would overwrite their notes.
+ */
+static ie_status
+window_take(ie__storage *storage, ie__read_job *job, ie_error *err)
+{
+    int64_t noted = 0;
+    size_t  bytes = 0;
+
     job->scanned_to = job->after;
     job->is_at_end = storage->batch->count == 0;
     for (size_t i = 0; i < storage->batch->count && job->count < job->rows_max; i++) {
@@ -548,7 +557,8 @@ read_window(ie__storage *storage, ie__read_job *job, ie_error *err)
 
         if (row->trouble != NULL)
             row_complain(storage, row);
-        else if (ie_pattern_matches(job->pattern, row->event.topic)) {
+        else if ((noted = noted_from(storage, noted, row->event.position)) != row->event.position &&
+                 ie_pattern_matches(job->pattern, row->event.topic)) {
             if (bytes >= job->bytes_max)
                 return IE_OK;
             if (read_take(job, &row->event, 0) != IE_OK)
@@ -559,6 +569,26 @@ read_window(ie__storage *storage, ie__read_job *job, ie_error *err)
     }
     job->is_at_end = job->scanned_to >= storage->last;
     return IE_OK;
+}
+
+/* Look at one batch of events behind job->after. */
+static ie_status
+read_window(ie__storage *storage, ie__read_job *job, ie_error *err)
+{
+    char      cursor[IE__GROUP_CURSOR_SIZE];
+    ie_status status;
+
+    ie__batch_clear(storage->batch);
+    status = ie__reader_after(storage->reader, storage->batch, job->after, INT64_MAX, BATCH_ROWS,
+                              job->bytes_max, err);
+    if (status != IE_OK)
+        return status;
+    ie__group_cursor(cursor, job->group);
+    (void)sqlite3_bind_text(storage->noted, 1, cursor, -1, SQLITE_STATIC);
+    (void)sqlite3_bind_int64(storage->noted, 2, job->after);
+    status = window_take(storage, job, err);
+    (void)sqlite3_reset(storage->noted);
+    return status;
 }
 
 static bool

@@ -40,6 +40,7 @@ struct ie__storage {
     sqlite3_stmt *release;
     sqlite3_stmt *due;
     sqlite3_stmt *next_due;
+    sqlite3_stmt *noted;
     sqlite3_stmt *pages;
 
     ie__stored_group *groups; /* in order of id */

@@ -110,6 +110,9 @@ ie__storage_prepare_groups(ie__storage *storage, ie_error *err)
         {&storage->next_due,
          "SELECT min(due_at) FROM main.ie_delivery WHERE cursor = ?1 AND state = 'retrying'"
          " AND due_at > ?2"},
+        {&storage->noted,
+         "SELECT position FROM main.ie_delivery WHERE cursor = ?1 AND position > ?2"
+         " AND state IN ('retrying', 'blocked') ORDER BY position"},
     };
     ie_status status = IE_OK;
 
@@ -129,6 +132,7 @@ ie__storage_free_groups(ie__storage *storage)
     (void)sqlite3_finalize(storage->release);
     (void)sqlite3_finalize(storage->due);
     (void)sqlite3_finalize(storage->next_due);
+    (void)sqlite3_finalize(storage->noted);
     for (size_t i = 0; i < storage->group_count; i++)
         ie__free(storage->groups[i].pattern);
     ie__free(storage->groups);

@@ -193,12 +193,13 @@ typedef struct ie__read_row {
     uint32_t  attempts; /* failed before */
 } ie__read_row;
 
-/* Events behind a position that match a pattern; or those of a group that are due again. */
+/* Events behind a position that match a pattern and that the group has no note of; or those of its
+ * noted ones that are due again. */
 typedef struct ie__read_job {
     ie__job       job;
     int64_t       after;
     int64_t       scanned_to;  /* everything up to here was looked at */
-    int64_t       group;       /* due ones: of this group */
+    int64_t       group;       /* whose noted events are left out, or those that are due wanted */
     int64_t       now_ms;      /* due ones: UTC */
     int64_t       next_due_ms; /* due ones: when the next is; INT64_MAX: never */
     ie__read_row *rows;

@@ -798,6 +798,44 @@ START_TEST(old_events_go_once_every_group_had_them)
 }
 END_TEST
 
+/* A crash may leave a cursor behind events that were noted already. */
+START_TEST(what_is_noted_is_not_read_as_new)
+{
+    static const int64_t EXPECTED[] = {1, 4, 6};
+    ie__read_job        *read;
+    int64_t              group;
+
+    store_up();
+    for (int i = 1; i <= 6; i++) {
+        char id[8];
+
+        (void)snprintf(id, sizeof id, "%d", i);
+        (void)append_now("t", id);
+    }
+    group = group_make("g", "t", IE_BUS_START_FIRST, 0, NULL);
+    trouble(group, 2, IE_STATE_RETRYING, 1, 1000, 77, "failed");
+    trouble(group, 3, IE_STATE_BLOCKED, 0, 0, 77, "");
+    trouble(group, 4, IE_STATE_DEAD, 16, 0, 0, "given up"); /* asked for again: it may come */
+    trouble(group, 5, IE_STATE_BLOCKED, 0, 0, 77, "");
+    read = ie__read_job_new(10, on_read, NULL);
+    read->group = group;
+    read->bytes_max = 1 << 20;
+    (void)snprintf(read->pattern, sizeof read->pattern, "t");
+    ie__store_submit(store, &read->job);
+    settle();
+    ck_assert_uint_eq(read->count, 3);
+    for (size_t i = 0; i < read->count; i++)
+        ck_assert_int_eq(read->rows[i].position, EXPECTED[i]);
+    ck_assert_int_eq(read->scanned_to, 6);
+    ck_assert(read->is_at_end);
+    ie__read_job_free(read);
+    read = read_after(1, "t", 10); /* of no group: all of them */
+    ck_assert_uint_eq(read->count, 5);
+    ie__read_job_free(read);
+    store_down();
+}
+END_TEST
+
 START_TEST(the_newest_event_stays_and_positions_go_on)
 {
     options.retention_s = 10;
@@ -962,6 +1000,7 @@ main(void)
     tcase_add_test(tcase, deliveries_come_when_they_are_due);
     tcase_add_test(tcase, a_log_behind_a_cursor_is_refused);
     tcase_add_test(tcase, old_events_go_once_every_group_had_them);
+    tcase_add_test(tcase, what_is_noted_is_not_read_as_new);
     tcase_add_test(tcase, the_newest_event_stays_and_positions_go_on);
     tcase_add_test(tcase, a_lagging_group_loses_and_is_told);
     tcase_add_test(tcase, a_full_log_refuses_until_the_slowest_group_moves);
