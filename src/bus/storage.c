@@ -577,6 +577,7 @@ read_window(ie__storage *storage, ie__read_job *job, ie_error *err)
 {
     char      cursor[IE__GROUP_CURSOR_SIZE];
     ie_status status;
+    int       rc;
 
     ie__batch_clear(storage->batch);
     status = ie__reader_after(storage->reader, storage->batch, job->after, INT64_MAX, BATCH_ROWS,
@@ -587,8 +588,10 @@ read_window(ie__storage *storage, ie__read_job *job, ie_error *err)
     (void)sqlite3_bind_text(storage->noted, 1, cursor, -1, SQLITE_STATIC);
     (void)sqlite3_bind_int64(storage->noted, 2, job->after);
     status = window_take(storage, job, err);
-    (void)sqlite3_reset(storage->noted);
-    return status;
+    rc = sqlite3_reset(storage->noted); /* tells whether a step failed */
+    return status == IE_OK && rc != SQLITE_OK
+               ? ie__sql_fail(storage->db, rc, "read deliveries", err)
+               : status;
 }
 
 static bool
